@@ -13,6 +13,16 @@ import numpy as np
 from gguf import GGMLQuantizationType as GGMLType, LlamaFileType
 from ..core import CodetteError, one_of
 
+# %% ../../nbs/40_quantize.blocks.ipynb #blk-plot
+def _draw_fields(ax, fields):
+    left, total = 0, sum(b for _, b in fields)
+    for i, (label, bits) in enumerate(fields):
+        ax.barh(0, bits, left=left, color=f'C{i}', edgecolor='white')
+        ax.text(left + bits/2, 0, label if bits > total/12 else '', ha='center', va='center', fontsize=8, color='white')
+        left += bits
+    ax.set(xlim=(0, total), yticks=[], xticks=[0, total])
+    ax.spines[['top', 'left', 'right']].set_visible(False)
+
 # %% ../../nbs/40_quantize.blocks.ipynb #blk-format
 @dataclass(frozen=True)
 class NumberFormat:
@@ -37,22 +47,13 @@ class NumberFormat:
         if n % self.block: raise CodetteError(f"a row of {n} weights does not divide into {self.type.name} blocks of {self.block}")
         return n//self.block*self.nbytes
 
-# %% ../../nbs/40_quantize.blocks.ipynb #blk-plot
-def _plot(self, ax=None):
-    "Draw the fields of one block; returns the Axes."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(7, .8), layout='constrained')[1]
-    left, total = 0, sum(b for _, b in self.fields)
-    for i, (label, bits) in enumerate(self.fields):
-        ax.barh(0, bits, left=left, color=f'C{i}', edgecolor='white')
-        ax.text(left + bits/2, 0, label if bits > total/12 else '', ha='center', va='center', fontsize=8, color='white')
-        left += bits
-    ax.set(xlim=(0, total), yticks=[], xticks=[0, total])
-    ax.set_title(f'{self.name}: {self.block} weight{"s"*(self.block > 1)} in {self.nbytes} bytes, {self.bits:g} bits each', fontsize=9, loc='left')
-    ax.spines[['top', 'left', 'right']].set_visible(False)
-    return ax
-
-NumberFormat.plot = _plot
+    def plot(self, ax=None):
+        "Draw the fields of one block; returns the Axes."
+        import matplotlib.pyplot as plt
+        ax = ax or plt.subplots(figsize=(7, .8), layout='constrained')[1]
+        _draw_fields(ax, self.fields)
+        ax.set_title(f'{self.name}: {self.block} weight{"s"*(self.block > 1)} in {self.nbytes} bytes, {self.bits:g} bits each', fontsize=9, loc='left')
+        return ax
 
 # %% ../../nbs/40_quantize.blocks.ipynb #blk-reg
 FORMATS: dict[str, NumberFormat] = {}
