@@ -9,7 +9,7 @@ __all__ = ['GROUPS', 'CONF', 'CSS', 'type_name', 'parameter_table', 'signature',
            'readme', 'main']
 
 # %% ../nbs/99_docs.ipynb #docs-imports
-import argparse, ast, inspect, os, re, shutil, sys, tempfile
+import argparse, ast, inspect, os, re, shutil, sys, tempfile, textwrap
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from importlib import import_module
@@ -70,27 +70,29 @@ def parameter_table(
     return '\n'.join('| ' + ' | '.join(line[i] for i in keep) + ' |' for line in lines)
 
 # %% ../nbs/99_docs.ipynb #docs-sig
-def signature(
-    sym,       # function, class or property
-    name: str, # how it is called
-) -> str:
-    "How `sym` is called, in one line or, beyond 90 columns, one line a parameter."
-    if not callable(sym) or (inspect.isclass(sym) and not inspect.isfunction(sym.__init__)): return name
-    try: sig = inspect.signature(sym)
-    except (TypeError, ValueError): return name
+def _params(sig, types=True):
+    "The parameters of a call as one would write them."
     parts, star = [], False
     for p in sig.parameters.values():
         if p.name in ('self', 'cls'): continue
-        if p.kind is p.KEYWORD_ONLY and not star: parts.append('*'); star = True
-        if p.kind is p.VAR_POSITIONAL: star = True
-        text = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '') + p.name
-        anno, default = type_name(p.annotation), _default(p.default)
-        if anno: text += f': {anno}'
-        if default: text += f' = {default}' if anno else f'={default}'
-        parts.append(text)
+        if p.kind is p.KEYWORD_ONLY and not star: parts.append('*')
+        star = star or p.kind in (p.VAR_POSITIONAL, p.KEYWORD_ONLY)
+        name = {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '') + p.name
+        anno, default = type_name(p.annotation) if types else '', _default(p.default)
+        parts.append(name + (f': {anno}' if anno else '') + ((' = ' if anno else '=') + default if default else ''))
+    return ', '.join(parts)
+
+def signature(
+    sym,       # function, class or property
+    name: str, # how it is called
+) -> str:      # only `name` where there is nothing to call
+    "How `sym` is called; beyond 90 columns without the types, and broken into lines."
+    if not callable(sym) or (inspect.isclass(sym) and not inspect.isfunction(sym.__init__)): return name
+    sig = inspect.signature(sym)
     back = '' if inspect.isclass(sym) or sig.return_annotation is sig.empty else f' -> {type_name(sig.return_annotation)}'
-    line = f"{name}({', '.join(parts)}){back}"
-    return line if len(line) <= 90 else f'{name}(\n    ' + ',\n    '.join(parts) + f',\n){back}'
+    line = f'{name}({_params(sig)}){back}'
+    if len(line) <= 90: return line
+    return textwrap.fill(f'{name}({_params(sig, types=False)}){back}', 90, subsequent_indent='    ', break_long_words=False)
 
 # %% ../nbs/99_docs.ipynb #docs-renderer
 class TableRenderer(BasicMarkdownRenderer):
@@ -301,6 +303,7 @@ nb_code_prompt_show, nb_code_prompt_hide = 'Source', 'Hide the source'
 myst_enable_extensions = ['colon_fence', 'dollarmath']
 myst_heading_anchors = 4
 suppress_warnings = ['myst.header']
+smartquotes = False             # '' stays ''
 html_math_renderer = 'outlines'
 html_theme = 'furo'
 html_title = '{title} {version}'
@@ -317,6 +320,8 @@ html_theme_options = dict(
 CSS = '''
 body { --mystnb-source-bg-color: var(--color-code-background); --mystnb-stdout-bg-color: transparent; --mystnb-stderr-bg-color: transparent;
   --mystnb-source-border-color: var(--color-background-border); --mystnb-source-margin-color: var(--color-brand-primary); }
+.content { width: 52em; }
+.highlight pre { font-size: .8rem; }
 h1 + blockquote { border: 0; padding: 0; margin: -.5rem 0 1.5rem; font-size: 1.15em; color: var(--color-foreground-secondary); background: none; font-style: normal; }
 table.docutils { width: 100%; font-size: .86em; box-shadow: none; border: 1px solid var(--color-background-border); border-radius: .3rem; }
 table.docutils th { background: var(--color-background-secondary); text-align: left; }
@@ -326,9 +331,9 @@ div.cell div.cell_output { padding-left: .9rem; border-left: 3px solid var(--col
 div.cell_output pre { background: none; font-size: .82em; padding: .2rem 0; }
 div.cell_output table { color: var(--color-foreground-primary); font-size: .86em; }
 div.cell_output img { background: #fff; border-radius: .3rem; }
-div.cell details.hide { background: none; box-shadow: none; border: 0; padding: 0; margin: .2rem 0 1rem; }
-div.cell details.hide summary { background: none; border: 0; padding: 0; margin: 0 0 .3rem; font-size: .8em; font-weight: 400; color: var(--color-foreground-muted); }
-div.cell details.hide summary::before { display: none; }
+div.cell details.hide { background: none !important; box-shadow: none; border: 0; padding: 0; margin: .2rem 0 1rem; }
+div.cell details.hide > summary > p.admonition-title { background: none; padding: 0; margin: 0 0 .3rem; font-size: .8rem; font-weight: 400; color: var(--color-foreground-muted); }
+div.cell details.hide > summary > p.admonition-title::before { display: none; }
 div.cell_output div.highlight, div.cell_output div.highlight pre { background: none; padding: .1rem 0; }
 h2 code, h3 code, h4 code, h5 code, .toc-tree code { background: none !important; border: 0 !important; padding: 0 !important; }
 .highlight-bash pre, .highlight-bat pre { white-space: pre-wrap; }
@@ -409,7 +414,7 @@ def build_docs(
     if out.exists() and not (out/'searchindex.js').exists(): raise CodetteError(f"{out} is no site built here: choose another folder for --out")
     with tempfile.TemporaryDirectory(prefix='codette-docs-') as tmp:
         src, html = Path(tmp)/'src', Path(tmp)/'html'
-        pages = write_sources(root, src)
+        write_sources(root, src)
         if build_main(['-q', '-W', '--keep-going', '-j', str(jobs), '-d', f'{tmp}/trees', str(src), str(html)]):
             raise CodetteError("the documentation has warnings, listed above: each names its notebook")
         (html/'.buildinfo').unlink(missing_ok=True)
@@ -417,7 +422,6 @@ def build_docs(
         loads = external_requests(html)
         if loads: raise CodetteError(f"{len(loads)} parts of the pages would load from the network, first {loads[0][1]} in {loads[0][0]}")
         with atomic_folder(out) as d: shutil.copytree(html, d, dirs_exist_ok=True)
-    print(f"{len(pages)} pages in {out}: open {out/'index.html'}", file=sys.stderr)
     return out
 
 # %% ../nbs/99_docs.ipynb #docs-readme
@@ -441,7 +445,7 @@ def main(argv=None) -> int:
     parser.add_argument('--out', default='_docs', help='folder of the site (default: _docs)')
     args = parser.parse_args(argv)
     try:
-        if args.what == 'site': build_docs(args.out)
+        if args.what == 'site': print(f"open {build_docs(args.out)/'index.html'}")
         else:
             text = readme()
             with atomic_file('README.md', 'w') as f: f.write(text)
