@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'CONF', 'CSS', 'type_name', 'parameter_table', 'signature', 'TableRenderer', 'directives', 'module_of',
-           'definitions', 'label', 'symbol_index', 'link_symbols', 'symbol_page', 'page', 'math_svg', 'setup',
-           'group_of', 'contents', 'reference', 'settings', 'write_sources', 'external_requests', 'build_docs',
+           'definitions', 'label', 'symbol_index', 'known_on', 'link_symbols', 'symbol_page', 'page', 'math_svg',
+           'setup', 'group_of', 'contents', 'reference', 'settings', 'write_sources', 'external_requests', 'build_docs',
            'readme', 'main']
 
 # %% ../nbs/99_docs.ipynb #docs-imports
@@ -148,6 +148,14 @@ def symbol_index(
                 for name in definitions(cell.source): found.setdefault(name, []).append('#' + label(module, name))
     return {name: places[0] for name, places in found.items() if len(places) == 1}
 
+def known_on(
+    nb,          # notebook of the page
+    index: dict, # from `symbol_index`
+) -> dict:
+    "The part of `index` that a page uses: its own names, and of others those that look like nothing but code."
+    own = {n for c in nb.cells if 'export' in directives(c) for n in definitions(c.source)}
+    return {name: to for name, to in index.items() if (name in own and len(name) > 2) or re.search('[_A-Z.]', name)}
+
 def link_symbols(
     text: str,   # Markdown
     index: dict, # from `symbol_index`
@@ -201,7 +209,7 @@ def page(
     up: str='', # what leads from the page to the folder of the rooms
 ):              # a notebook for myst-nb
     "The page of a notebook."
-    name, level, cells = module_of(nb), 1, []
+    name, level, cells, index = module_of(nb), 1, [], known_on(nb, index)
     module = import_module(f'codette_nb.{name}') if name else None
     for cell in nbformat.from_dict(nb).cells:
         d = directives(cell)

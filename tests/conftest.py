@@ -17,7 +17,7 @@ def notebooks() -> dict:
     paths = [p for d in ('nbs', 'tutorials') for p in sorted((ROOT/d).glob('**/*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
     return {p.relative_to(ROOT).as_posix(): nbformat.read(p, 4) for p in paths}
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')   # no longer: while it lives, Playwright keeps an event loop running in this thread
 def chromium():
     "A headless Chromium; the test is skipped, with the reason, where there is none."
     path = next((p for p in map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome')) if p), None)

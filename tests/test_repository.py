@@ -1,5 +1,5 @@
 "What holds for the repository as a whole: versions, weight, order of dependency, notebooks that are fit to commit."
-import ast, configparser, json, re, subprocess, sys, time
+import ast, builtins, configparser, json, re, subprocess, sys, time
 import pytest
 import codette_nb
 from codette_nb.docs import module_of, readme
@@ -100,6 +100,16 @@ def test_no_paths_of_one_machine(root):
 
 def test_readme_is_current(root):
     assert (root/'README.md').read_text(encoding='utf-8') == readme(root)
+
+def test_readme_examples_name_what_exists(root):
+    "Every name that the README's Python uses is one of Python's, of the example, or of the module it imports from."
+    everything = pytest.importorskip('codette_nb.all', reason='codette_nb.all is not exported yet')
+    blocks = re.findall(r'^```python\n(.*?)^```', (root/'README.md').read_text(encoding='utf-8'), flags=re.M | re.S)
+    assert blocks
+    for block in blocks:
+        names = [n for n in ast.walk(ast.parse(block)) if isinstance(n, ast.Name)]
+        known = {n.id for n in names if isinstance(n.ctx, ast.Store)} | set(dir(builtins)) | set(dir(everything))
+        assert {n.id for n in names} - known == set(), block
 
 def test_rooms_are_on_the_map(root, notebooks):
     "The table of rooms on the front page knows every number that is in use."
