@@ -216,7 +216,7 @@ def html_table(
     rows,  # rows of cells, as they are shown; the first is a name
 ) -> str:
     "A table with its figures to the right."
-    cell = lambda tag, x, i: f'<{tag} style="text-align:{"right" if i else "left"}">{html.escape(str(x))}</{tag}>'
+    cell = lambda tag, x, i: f'<{tag} style="text-align:{"right" if i else "left"};padding:0 .5em">{html.escape(str(x))}</{tag}>'
     line = lambda tag, cells: '<tr>' + ''.join(cell(tag, x, i) for i, x in enumerate(cells)) + '</tr>'
     return '<table>' + line('th', head) + ''.join(line('td', r) for r in rows) + '</table>'
 
@@ -262,8 +262,8 @@ class Comparison:
 
     def _repr_html_(self): return sets_table(self.to_dict())
 
-SETS_HEAD = ('held-out set', 'bits per byte', 'trigram', 'xz given training', 'xz alone', 'nats a token', 'trigram',
-             'right first', 'trigram', 'tokens')
+SETS_HEAD = ('held-out set', 'bits per byte', '… trigram', '… xz given training', '… xz alone',
+             'nats a token', '… trigram', 'right first', '… trigram', 'tokens')
 
 def sets_cells(
     s: dict, # figures of one set; those of the baselines may be missing
