@@ -1,0 +1,131 @@
+"Ollama's Go template writes what the Jinja template writes."
+import json, re, shutil, subprocess
+import pytest
+from codette_nb.data.records import render_chat
+from codette_nb.quantize.ollama import OLLAMA_TEMPLATE, read_modelfile, write_modelfile
+
+CALC = {'name': 'calculate', 'description': 'Work out an expression.',
+        'parameters': {'type': 'object', 'properties': {'expression': {'type': 'string'}, 'digits': {'type': 'integer'}}}}
+CLOCK = {'name': 'clock', 'description': 'Tell the time.', 'parameters': {'type': 'object', 'properties': {}}}
+USER = {'role': 'user', 'content': 'What is 17 * 23?'}
+SYSTEM = {'role': 'system', 'content': 'Be brief.\nBe kind.'}
+CALL = {'role': 'assistant', 'content': '', 'tool_calls': [{'name': 'calculate', 'arguments': {'digits': 3, 'expression': '17 * 23'}}]}
+BOTH = {'role': 'assistant', 'content': 'Two at once.', 'tool_calls': [*CALL['tool_calls'], {'name': 'clock', 'arguments': {}}]}
+RESULT = {'role': 'tool', 'content': '391'}
+SAID = {'role': 'assistant', 'content': 'It is 391. <perspective> {"a": 1} "quoted" {{ braces }}'}
+CHATS = [([USER], ()), ([SYSTEM, USER], ()), ([USER, SAID, USER], ()), ([SYSTEM], ()), ([USER], (CALC,)), ([SYSTEM, USER], (CALC, CLOCK)),
+         ([SYSTEM, USER, CALL, RESULT, SAID, USER], (CALC,)), ([USER, BOTH, RESULT, RESULT, SAID], (CALC, CLOCK)), ([USER, CALL, RESULT], ()),
+         ([USER, SYSTEM, SAID], (CLOCK,)), ([{'role': 'user', 'content': ''}], ()), ([{'role': 'user', 'content': 'e\u0301 日本\n\n  \ttail  '}], ())]
+
+def go_data(messages, tools):
+    "The chat as Ollama hands it to a template."
+    def call(c): return {'Function': {'Name': c['name'], 'Arguments': c['arguments']}}
+    def tool(t): return {'Function': {'Name': t['name'], 'Description': t['description'], 'Parameters': {'Properties': t['parameters']['properties']}}}
+    return {'Messages': [{'Role': m['role'], 'Content': m['content'], 'ToolCalls': [call(c) for c in m.get('tool_calls', [])]} for m in messages],
+            'Tools': [tool(t) for t in tools]}
+
+# --- a reader for the part of Go's text/template that the template uses ---------------------------------------------
+
+def parse(template):
+    "Nested lists of ('text', s), ('do', words) and ('if' | 'range', words, body, else body)."
+    parts = re.split(r'(\{\{.*?\}\})', template, flags=re.S)
+    for i in range(1, len(parts), 2):
+        if parts[i].startswith('{{- '): parts[i-1] = parts[i-1].rstrip()
+        if parts[i].endswith(' -}}'): parts[i+1] = parts[i+1].lstrip()
+    root = []; stack = [(None, root)]
+    for i, p in enumerate(parts):
+        if i % 2 == 0: stack[-1][1].append(('text', p)); continue
+        words = re.findall(r'"[^"]*"|:=|[(),=]|[^\s(),=:]+', p[2:-2].removeprefix('- ').removesuffix(' -'))
+        if words[0] in ('if', 'range'):
+            node = (words[0], words[1:], [], [])
+            stack[-1][1].append(node); stack.append((node, node[2]))
+        elif words[0] == 'else': stack[-1] = (stack[-1][0], stack[-1][0][3])
+        elif words[0] == 'end': stack.pop()
+        else: stack[-1][1].append(('do', words))
+    assert len(stack) == 1
+    return root
+
+def value(words, dot, env):
+    "The value of a pipeline without pipes: a function with its arguments, or one operand."
+    def operand():
+        w = words.pop(0)
+        if w == '(':
+            depth = 1; inner = []
+            while depth:
+                x = words.pop(0); depth += (x == '(') - (x == ')'); inner.append(x)
+            return value(inner[:-1], dot, env)
+        if w[0] == '"': return w[1:-1]
+        if w.isdigit(): return int(w)
+        base, _, path = w.partition('.')
+        x = env[base] if base else dot
+        for k in filter(None, path.split('.')): x = x[k]
+        return x
+    words = list(words)
+    if words[0] in ('and', 'not', 'eq', 'json'):
+        f = words.pop(0); args = []
+        while words: args.append(operand())
+        return {'and': lambda: next((a for a in args if not a), args[-1]), 'not': lambda: not args[0], 'eq': lambda: args[0] == args[1],
+                'json': lambda: json.dumps(args[0], ensure_ascii=False, separators=(',', ':'))}[f]()
+    return operand()
+
+def run(nodes, dot, env, out):
+    for node in nodes:
+        if node[0] == 'text': out.append(node[1])
+        elif node[0] == 'do':
+            w = node[1]
+            if len(w) > 1 and w[1] in (':=', '='):
+                owner = env if w[1] == ':=' else next(m for m in env.maps if w[0] in m)
+                owner[w[0]] = value(w[2:], dot, env)
+            else: out.append(str(value(w, dot, env)))
+        elif node[0] == 'if': run(node[2] if value(node[1], dot, env) else node[3], dot, env.new_child(), out)
+        else:
+            w = node[1]
+            names = [w[0], w[2]] if ':=' in w else []
+            over = value(w[w.index(':=')+1:] if names else w, dot, env)
+            for k, v in sorted(over.items()) if isinstance(over, dict) else enumerate(over):
+                run(node[2], v, env.new_child(dict(zip(names, (k, v)))), out)
+
+def render_go(template, data):
+    from collections import ChainMap
+    out = []
+    run(parse(template), data, ChainMap({'$': data}), out)
+    return ''.join(out)
+
+# --- the tests ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('messages, tools', CHATS)
+def test_templates_agree(messages, tools):
+    assert render_go(OLLAMA_TEMPLATE, go_data(messages, tools)) == render_chat(messages, tools, add_generation_prompt=True)
+
+GO = '''package main
+import ("encoding/json"; "os"; "text/template")
+func main() {
+  t, _ := os.ReadFile(os.Args[1]); d, _ := os.ReadFile(os.Args[2])
+  f := template.FuncMap{"json": func(v any) string { b, _ := json.Marshal(v); return string(b) }}
+  tmpl := template.Must(template.New("").Option("missingkey=zero").Funcs(f).Parse(string(t)))
+  var chats []map[string]any
+  if err := json.Unmarshal(d, &chats); err != nil { panic(err) }
+  var out []string
+  for _, c := range chats {
+    w, _ := os.Create(os.Args[3])
+    if err := tmpl.Execute(w, c); err != nil { panic(err) }
+    w.Close()
+    s, _ := os.ReadFile(os.Args[3])
+    out = append(out, string(s))
+  }
+  b, _ := json.Marshal(out)
+  os.Stdout.Write(b)
+}'''
+
+@pytest.mark.skipif(not shutil.which('go'), reason='needs Go, to run the template as Ollama does')
+def test_templates_agree_in_go(tmp_path):
+    (tmp_path/'main.go').write_text(GO)
+    (tmp_path/'template').write_text(OLLAMA_TEMPLATE)
+    (tmp_path/'chats.json').write_text(json.dumps([go_data(*c) for c in CHATS]))
+    p = subprocess.run(['go', 'run', 'main.go', 'template', 'chats.json', 'out'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert p.returncode == 0, p.stderr
+    assert json.loads(p.stdout) == [render_chat(m, t, add_generation_prompt=True) for m, t in CHATS]
+
+def test_modelfile_carries_the_template(tmp_path):
+    write_modelfile(tmp_path/'Modelfile', 'model.gguf')
+    assert dict(read_modelfile(tmp_path/'Modelfile'))['template'] == OLLAMA_TEMPLATE
