@@ -57,7 +57,7 @@ class History:
         self.samples = []  # the latest three samples
         self.problems = [] # lines of a file that could not be read
         self.step, self.status, self.message = 0, 'starting', ''
-        self._ema = 0., 0.
+        self._ema = 0., 0., 0 # weighted sum of losses, sum of weights, step
 
     def add(self, event: dict):
         "Take one event of the trainer; kinds that it does not know are kept in `last` and change nothing else."
@@ -91,9 +91,10 @@ def _put(h, name, step, value): h.curves[name].add(step, math.nan if value is No
 def _on_step(h, e):
     for k in ('loss', 'lr', 'tokens_per_second', 'grad_norm'): _put(h, k, e['step'], e[k])
     if e['loss'] is None or not math.isfinite(e['loss']): return
-    total, weight, keep = *h._ema, 1 - 1/h.span # both start at 0, so that their ratio is an average from the first step
-    h._ema = total*keep + e['loss']*(1 - keep), weight*keep + 1 - keep
-    if h._ema[1]: _put(h, 'smooth', e['step'], h._ema[0]/h._ema[1])
+    total, weight, before = h._ema
+    keep = (1 - 1/h.span)**max(1, e['step'] - before) # an event may stand for several steps
+    h._ema = total*keep + e['loss']*(1 - keep), weight*keep + 1 - keep, e['step'] # both from 0: their ratio is a mean from the start
+    _put(h, 'smooth', e['step'], h._ema[0]/h._ema[1])
 
 def _on_eval(h, e):
     _put(h, 'held-out', e['step'], e['loss'])
@@ -185,10 +186,10 @@ def loss_chart(h: History) -> Chart:
     if unigram: lines.append(Line('token frequencies only', [(0, unigram), (xlim[1], unigram)], 'ink', 1.2, .8, '1 4'))
     lines.append(Line('', _band(h.curves['loss'].rows), 'train', 1, .28))
     lines.append(Line('training', _xy(h, 'smooth'), 'train', 2.2))
-    main = _xy(h, 'held-out')
-    others = [n for n in h.curves if n.startswith('set ') and _xy(h, n) != main] # the primary set is the main line
+    main, *others = [n for n in h.curves if n.startswith('set ')] or ['set held-out'] # the first decides which model is best
     for n, role in zip(others, ('green', 'pink', 'amber')): lines.append(Line(n.removeprefix('set '), _xy(h, n), role, 1.2, .9, '', True))
-    lines.append(Line('held-out', main, 'held', 1.8, 1, '', True))
+    name = main.removeprefix('set ')
+    lines.append(Line(name if name == 'held-out' else f'held-out: {name}', _xy(h, 'held-out'), 'held', 1.8, 1, '', True))
     return Chart('Loss', 'nats per token', lines, xlim, _ylim(h, ['smooth', 'held-out', *others]))
 
 def score_chart(h: History) -> Chart:
@@ -290,8 +291,8 @@ STATUS = {'starting': 'starting', 'running': 'running', 'paused': 'paused', 'pau
           'stopping': 'stopping after this step, then saving', 'finished': 'finished', 'stopped': 'stopped', 'interrupted': 'interrupted',
           'time': 'time is up', 'error': 'failed'}
 
-def _where(h, status=None):
-    step = f'step {h.step:,}' + (f' of {h.steps:,}' if h.steps else '')
+def _where(h, status=None, step=0):
+    step = f'step {max(step, h.step):,}' + (f' of {h.steps:,}' if h.steps else '')
     return f'{STATUS.get(status or h.status, status or h.status)} · {step}'
 
 def summary(h: History) -> str:
@@ -323,7 +324,7 @@ STYLE = f'''<style>
 .cdt-sample{border-top:1px solid var(--jp-border-color2,#8884);margin-top:4px;padding-top:6px}
 .cdt-sample pre{font-family:var(--jp-code-font-family,monospace);font-size:12px!important;line-height:17px!important;height:85px;margin:2px 0 0!important;padding:0!important;
  overflow:auto;white-space:pre-wrap;word-break:break-word;background:none!important;color:inherit!important}
-.cdt-sample em{font-style:normal;opacity:.6}.cdt-foot{font-size:11px;opacity:.72;height:15px;overflow:hidden;white-space:nowrap;text-overflow:ellipsis}
+.cdt-sample em{font-style:normal;opacity:.6}.cdt-foot{font-size:11px;opacity:.72;height:15px;overflow:hidden;white-space:nowrap;text-overflow:ellipsis}.cdt-foot b{color:var(--cdt-held)}
 .cdt .progress-bar{background:var(--cdt-train)!important}.cdt .widget-hprogress{height:16px}
 .cdt-status{font-variant-numeric:tabular-nums;white-space:nowrap}.cdt-status i{display:inline-block;width:9px;height:9px;border-radius:50%;background:var(--c);margin-right:7px}
 </style>'''
@@ -363,7 +364,7 @@ def sample_html(h: History) -> str:
     step, prompt, text = _sample(h)
     head = f'Sample at step {step:,}' if step else 'Sample'
     return (f'<div class="cdt cdt-sample"><b>{head}</b><pre><em>{html.escape(prompt)}</em>{html.escape(text)}</pre>'
-            f'<div class="cdt-foot">{html.escape(about_run(h))}</div></div>')
+            f'<div class="cdt-foot">{html.escape(about_run(h))}{f"<b> · {html.escape(h.message)}</b>" if h.message else ""}</div></div>')
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-freeze
 def _drawable(text):
@@ -388,7 +389,8 @@ def history_png(
     grey, (step, prompt, text) = PALETTE['ink'][2], _sample(h)
     lines = [w for p in _drawable(prompt + text).split('\n') for w in (textwrap.wrap(p, 118) or [''])] if step else []
     lines = lines[:5] + (['…'] if len(lines) > 5 else [])
-    foot = .66 + .17*len(lines) if lines else .34
+    said = textwrap.wrap(_drawable(h.message), 150)[:3]
+    foot = (.66 + .17*len(lines) if lines else .34) + .2*len(said)
     height = 4.2 + foot
     fig = Figure(figsize=(width, height))
     put = lambda x, y, s, **kw: fig.text(x, 1 - y/height, s, parse_math=False, **{'va': 'baseline', 'color': grey, 'fontsize': 8, **kw})
@@ -401,14 +403,15 @@ def history_png(
     if lines:
         put(.012, height - foot + .16, f'Sample at step {step:,}', fontweight='bold')
         put(.012, height - foot + .26, '\n'.join(lines), family='DejaVu Sans Mono', linespacing=1.35, va='top')
-    put(.012, height - .08, ' · '.join(p for p in (_where(h), about_run(h), _drawable(h.message)[:110]) if p))
+    put(.012, height - .08, ' · '.join(p for p in (_where(h), about_run(h)) if p))
+    for j, line in enumerate(said): put(.012, height - .26 - .17*(len(said) - 1 - j), line, color=PALETTE['held'][2])
     return _png(fig, 120)
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-run
 class Run:
     "A training run in a background thread."
     def __init__(self,
-        trainer,                          # emits events to `listeners`, has `fit(quiet=True)`, `pause()`, `resume()`, `stop()`
+        trainer,                          # emits events to `listeners`, has `step`, `fit(quiet=True)`, `pause()`, `resume()`, `stop()`
         history: History,                 # is fed with the events
         show=lambda event: None,          # called after each event, on the training thread
         freeze=lambda: None,              # called once at the end, on the training thread
@@ -420,7 +423,7 @@ class Run:
 
     def _listen(self, event):
         self.history.add(event)
-        if event['event'] in ('pause', 'resume', 'stop'): self._asked = ''
+        if event['event'] in ('pause', 'stop') or self._asked == 'pausing' and event['event'] == 'resume': self._asked = ''
         self.show(event)
 
     def _work(self, quiet=True):
@@ -433,7 +436,7 @@ class Run:
 
     def _close(self):
         e = self.exception
-        if e is not None: self.history.add({'event': 'stop', 'reason': 'error', 'message': f'{type(e).__name__}: {" ".join(str(e).split())}'})
+        if e is not None: self.history.add({'event': 'stop', 'reason': 'error', 'message': f'{"" if isinstance(e, CodetteError) else f"{type(e).__name__}: "}{" ".join(str(e).split())}'})
         elif 'stop' not in self.history.last: self.history.add({'event': 'stop', 'reason': 'finished'})
         self._asked = ''
         try: self.freeze()
@@ -495,14 +498,15 @@ class _Controls:
         top.add_class('cdt')
         self.box = w.VBox([w.HTML(STYLE, layout=w.Layout(display='none')), top, self.view, self.sample])
 
-    def update(self, h: History, status: str):
+    def update(self, h: History, status: str, step: int):
         "Buttons that can be used now, and where the run is."
         usable = {'pause': ('starting', 'running'), 'resume': ('paused', 'pausing'), 'stop': ('starting', 'running', 'paused', 'pausing')}
         for name, button in self.buttons.items(): button.disabled = status not in usable[name]
-        self.bar.value = h.step/h.steps if h.steps else 0
+        done = min(1, step/h.steps) if h.steps else 0
+        self.bar.value = done
         role = {'running': 'green', 'finished': 'green', 'error': 'held'}.get(status, 'amber')
-        share = f' · {100*h.step/h.steps:.0f} %' if h.steps else ''
-        self.where.value = f'<span class="cdt cdt-status" style="--c:var(--cdt-{role})"><i></i>{_where(h, status)}{share}</span>'
+        share = f' · {100*done:.0f} %' if h.steps else ''
+        self.where.value = f'<span class="cdt cdt-status" style="--c:var(--cdt-{role})"><i></i>{_where(h, status, step)}{share}</span>'
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-panel
 class Panel:
@@ -510,33 +514,46 @@ class Panel:
     def __init__(self,
         run: Run,
         every: float = .1,    # seconds between two frames, at least
-        budget: float = .05,  # share of the run that painting may take, at most
+        budget: float = .03,  # share of the run that painting may take, at most
     ):
         self.run, self.every, self.budget, self.controls = run, every, budget, _Controls()
-        self.frames, self.seconds, self._next, self._lock = 0, 0., 0., threading.RLock()
+        self.frames, self.seconds, self.active, self._seen, self._next, self._lock = 0, 0., 0., time.perf_counter(), 0., threading.RLock()
         for name, button in self.controls.buttons.items(): button.on_click(lambda _, ask=getattr(run, name): ask())
         run.show, run.freeze = self.show, self.freeze
         self.paint()
 
     def show(self, event: dict):
-        "Draw a frame if one is due; at once when the run starts, pauses, goes on or ends."
-        if event['event'] == 'asked': # a button's function, on whatever thread
-            with self._lock: self.controls.update(self.run.history, self.run.status)
-        elif event['event'] in ('start', 'pause', 'resume', 'stop') or time.perf_counter() >= self._next: self.paint()
+        "Draw a frame if one is due and affordable; at once when the run starts, pauses, goes on or ends."
+        if event['event'] == 'asked': return self.tick()
+        now = time.perf_counter()
+        if event['event'] not in ('start', 'resume'): self.active += now - self._seen
+        if event['event'] in ('start', 'pause', 'resume', 'stop') or now >= self._next and self.share < self.budget: self.paint()
+        self._seen = now
+
+    def tick(self):
+        "Show status and step, from whatever thread; the trainer counts steps between events too."
+        with self._lock: self.controls.update(self.run.history, self.run.status, self.run.trainer.step)
+
+    def beat(self):
+        while not self.run._done.wait(1): self.tick()
 
     def paint(self):
         "Draw a frame, and set when the next one is due."
         begin = time.perf_counter()
         with self._lock:
-            self.controls.update(self.run.history, self.run.status)
+            self.tick()
             self.controls.view.value, self.controls.sample.value = panel_html(self.run.history), sample_html(self.run.history)
         cost = time.perf_counter() - begin
-        self.frames, self.seconds, self._next = self.frames + 1, self.seconds + cost, begin + max(self.every, cost/self.budget)
+        self.frames, self.seconds, self._next = self.frames + 1, self.seconds + cost, begin + self.every
+
+    @property
+    def share(self): return self.seconds/max(self.active, 1e-9) # of the run's time, pauses apart, that painting has taken
 
     def display(self):
         from IPython.display import display
         bundle = {**self.controls.box._repr_mimebundle_(), 'text/plain': 'Training. This front end shows no widgets; a picture will be here at the end.'}
         self.handle = display(bundle, raw=True, display_id=True)
+        threading.Thread(target=self.beat, name='codette-panel', daemon=True).start()
 
     def freeze(self):
         "Put the picture in the place of the widgets."
@@ -559,17 +576,21 @@ class TrainingPanel:
     def __init__(self,
         trainer,             # `CodetteTrainer`, or anything that emits its events and has its `fit`, `pause`, `resume`, `stop`
         every: float = .1,   # seconds between two frames, at least
-        budget: float = .05, # share of the run that painting may take, at most
+        budget: float = .03, # share of the run that painting may take, at most
     ):
-        missing = [n for n in ('listeners', 'fit', 'pause', 'resume', 'stop') if not hasattr(trainer, n)]
+        missing = [n for n in ('listeners', 'step', 'fit', 'pause', 'resume', 'stop') if not hasattr(trainer, n)]
         if missing: raise CodetteError(f"a panel needs a trainer, but {type(trainer).__name__} has no {', '.join(missing)}")
         self.trainer, self.every, self.budget = trainer, every, budget
+
+    def _history(self): # of a trainer that goes on where it stopped, all that it has recorded
+        file = Path(getattr(self.trainer, 'out', ''))/'metrics.jsonl'
+        return read_history(file) if self.trainer.step and file.is_file() else History()
 
     def fit(self) -> Run:
         "Start training and show it; returns at once with a `Run`. In a script: trains, printing, and returns at the end."
         if any(isinstance(getattr(f, '__self__', None), Run) for f in self.trainer.listeners):
             raise CodetteError("this trainer is already running in a panel: stop it there, or wait for its end")
-        run, reason = Run(self.trainer, History()), _no_panel()
+        run, reason = Run(self.trainer, self._history()), _no_panel()
         if not reason:
             from IPython import get_ipython
             run.cell = get_ipython().execution_count

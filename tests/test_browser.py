@@ -1,0 +1,162 @@
+"The training panel in real JupyterLab, in a headless browser: alive, paused, resumed, stopped, saved, reopened."
+import json, os, re, socket, subprocess, sys, time, urllib.request
+from contextlib import contextmanager
+import nbformat as nbf
+import pytest
+
+# A small model and many steps: the test ends the run with the Stop button.
+CELLS = '''\
+import torch
+from pydoc_data.topics import topics
+from codette_nb.data.tokenizer import ByteTokenizer
+from codette_nb.model.transformer import create_codette_model
+from codette_nb.train.trainer import CodetteTrainer, TrainingConfig
+from codette_nb.widgets.panel import TrainingPanel
+torch.set_num_threads(1)
+tok, docs = ByteTokenizer(), list(topics.values())[:60]
+model = create_codette_model('nano', vocab_size=tok.vocab_size, hidden_size=64, intermediate_size=256, num_layers=2, num_heads=2, context_length=64)
+config = TrainingConfig.laptop(max_steps=20_000, batch_size=8, eval_every=25, eval_windows=8, save_every=20_000, log_every=1, sample_every=50,
+                               device='cpu', dtype='float32')
+trainer = CodetteTrainer(model, tok, docs[::2], docs[1::2], config, 'run')
+trainer.sample_prompt = '<b>The</b>'
+====
+run = TrainingPanel(trainer).fit()
+run
+====
+import json
+print('after the run ' + json.dumps(dict(status=run.status, step=run.history.step, trained=trainer.step, frames=run.panel.frames, share=run.panel.share)))'''.split('\n====\n')
+
+def get(url, method='GET'):
+    "The JSON that the server answers with, None if it answers with nothing."
+    with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as r: return json.loads(r.read() or 'null')
+
+def until(done, seconds, what):
+    "The first value of `done()` that is true; fails, saying what was waited for, if there is none in time."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := done(): return value
+        time.sleep(.1)
+    pytest.fail(f'waited {seconds} s for {what}')
+
+@pytest.fixture
+def lab(tmp_path):
+    "The address of a JupyterLab that serves a scratch folder and touches no settings but its own."
+    pytest.importorskip('jupyterlab', reason='JupyterLab is not installed: pip install -e ".[dev]"')
+    (tmp_path/'work').mkdir()
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    own = {f'JUPYTER_{k}_DIR': str(tmp_path/k.lower()) for k in ('CONFIG', 'DATA', 'RUNTIME')}
+    own |= {f'JUPYTERLAB_{k}_DIR': str(tmp_path/k.lower()) for k in ('SETTINGS', 'WORKSPACES')}
+    quiet = tmp_path/'settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    url = f'http://127.0.0.1:{port}'
+    with open(tmp_path/'lab.log', 'w') as log:
+        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--allow-root', '--no-browser', '--ip=127.0.0.1', f'--port={port}',
+                                   '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.password=',
+                                   '--ServerApp.disable_check_xsrf=True', f'--ServerApp.root_dir={tmp_path/"work"}'],
+                                  env={**os.environ, **own, 'IPYTHONDIR': str(tmp_path/'ipython')}, stdout=log, stderr=log)
+    def up():
+        assert server.poll() is None, (tmp_path/'lab.log').read_text()[-3000:]
+        try: return get(f'{url}/api')
+        except OSError: return None
+    try:
+        until(up, 60, 'JupyterLab to start')
+        yield url
+    finally:
+        server.terminate() # it ends its kernels
+        try: server.wait(15)
+        except subprocess.TimeoutExpired: server.kill()
+
+@contextmanager
+def opened(chromium, url, shot):
+    "The notebook in a window of its own; a screenshot of it is kept if the block fails."
+    context = chromium.new_context(viewport=dict(width=1300, height=1000))
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    try:
+        page.goto(f'{url}/lab/tree/panel.ipynb?reset')
+        yield page
+    except BaseException:
+        page.screenshot(path=shot)
+        print(f'screenshot: {shot}')
+        raise
+    finally: context.close()
+
+def run_cell(page, i):
+    page.locator('.jp-Notebook .jp-CodeCell').nth(i).locator('.jp-InputPrompt').click()
+    page.keyboard.press('Control+Enter')
+
+def step(page) -> int:
+    "The step that the panel shows."
+    return int(re.search(r'step ([\d,]+)', page.locator('.cdt-status').inner_text())[1].replace(',', ''))
+
+def curve(page) -> str:
+    "The path of the smoothed training loss."
+    path = page.locator('.cdt-loss path[stroke="var(--cdt-train)"][stroke-width="2.2"]')
+    return path.get_attribute('d') if path.count() else ''
+
+def saved(tmp_path):
+    "What the saved notebook has as output of the panel's cell."
+    return nbf.read(tmp_path/'work/panel.ipynb', 4).cells[1].outputs
+
+def test_training_panel(chromium, lab, tmp_path):
+    nb = nbf.v4.new_notebook(cells=[nbf.v4.new_code_cell(c) for c in CELLS],
+                             metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    nbf.write(nb, tmp_path/'work/panel.ipynb')
+    with opened(chromium, lab, tmp_path/'live.png') as page:
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]')
+        time.sleep(3)                              # widgets get ready a moment after the kernel does
+        run_cell(page, 0)
+        run_cell(page, 1)
+        page.wait_for_selector('.cdt-charts', timeout=60_000)
+
+        # alive: the curve grows, the figures are there, nothing moves
+        box = page.locator('.jp-CodeCell').nth(1).locator('.jp-OutputArea-output:has(.cdt-tiles)')
+        until(lambda: curve(page).count('L') > 10, 30, 'a curve')
+        size, before = box.bounding_box()['height'], curve(page)
+        until(lambda: curve(page).count('L') > before.count('L') + 10, 30, 'the curve to grow')
+        tiles = box.locator('.cdt-tile').all_inner_texts()
+        assert [t.split('\n')[0] for t in tiles] == ['Training loss', 'Held-out loss', 'Consciousness score', 'Learning rate', 'Tokens per second', 'Time left']
+        until(lambda: re.search(r'accuracy \d', box.inner_text()), 30, 'a held-out loss')
+        until(lambda: 'Sample at step' in box.inner_text(), 30, 'a sample')
+        assert '<b>The</b>' in box.locator('.cdt-sample pre').inner_text()      # shown, not obeyed
+        assert box.locator('.cdt-consciousness path[stroke-dasharray="6 4"]').count()  # the control
+        assert box.bounding_box()['height'] == size
+
+        # paused: steps stop; resumed: they go on
+        button = lambda name: box.get_by_role('button', name=name)
+        assert not button('Resume').is_enabled()
+        button('Pause').click()
+        until(lambda: 'paused' in page.locator('.cdt-status').inner_text(), 10, 'the pause')
+        at = step(page)
+        time.sleep(1.5)
+        assert step(page) == at and not button('Pause').is_enabled()
+        button('Resume').click()
+        until(lambda: step(page) > at + 5, 10, 'steps after the pause')
+
+        # stopped: the picture takes the panel's place
+        button('Stop').click()
+        picture = page.locator('.jp-CodeCell').nth(1).locator('.jp-RenderedImage img')
+        picture.wait_for()
+        assert picture.evaluate('i => i.naturalWidth') > 900
+        assert not page.locator('.cdt-tiles').count()
+        run_cell(page, 2)
+        until(lambda: 'after the run {' in page.locator('.jp-CodeCell').nth(2).inner_text(), 10, 'the last cell')
+        after = json.loads(re.search(r'after the run (\{.*\})', page.locator('.jp-CodeCell').nth(2).locator('.jp-OutputArea').inner_text())[1])
+        print(after)
+        assert after['status'] == 'stopped' and at < after['step'] == after['trained'] < 20_000
+        assert after['share'] <= .05
+
+        page.keyboard.press('Escape'); page.keyboard.press('Control+s')
+        until(lambda: any('image/png' in o.get('data', {}) for o in saved(tmp_path)), 10, 'the notebook to be saved')
+        [output] = saved(tmp_path)                 # one output: the widget is gone, and the handle shows nothing beside the panel
+        assert set(output.data) == {'image/png', 'text/plain'} and output.data['text/plain'].startswith('stopped · step')
+
+    # reopened, with no kernel: the picture is still there
+    for k in get(f'{lab}/api/kernels'): get(f'{lab}/api/kernels/{k["id"]}', 'DELETE')
+    with opened(chromium, lab, tmp_path/'reopened.png') as page:
+        page.route('**/api/sessions**', lambda r: r.abort() if r.request.method == 'POST' else r.continue_())
+        picture = page.locator('.jp-CodeCell').nth(1).locator('.jp-RenderedImage img')
+        picture.wait_for()
+        assert picture.evaluate('i => i.naturalWidth') > 900
+        assert get(f'{lab}/api/kernels') == []
