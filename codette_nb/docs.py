@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'CONF', 'CSS', 'type_name', 'parameter_table', 'signature', 'TableRenderer', 'directives', 'module_of',
-           'definitions', 'label', 'symbol_index', 'known_on', 'link_symbols', 'symbol_page', 'page', 'math_svg',
-           'setup', 'group_of', 'contents', 'reference', 'settings', 'write_sources', 'external_requests', 'build_docs',
-           'readme', 'main']
+           'definitions', 'label', 'symbol_index', 'known_on', 'link_symbols', 'find', 'symbol_page', 'page',
+           'math_svg', 'setup', 'group_of', 'contents', 'reference', 'settings', 'write_sources', 'external_requests',
+           'build_docs', 'readme', 'main']
 
 # %% ../nbs/99_docs.ipynb #docs-imports
 import argparse, ast, inspect, os, re, shutil, sys, tempfile, textwrap
@@ -43,14 +43,21 @@ def _default(value):
     text = re.sub(r' at 0x[0-9a-f]+', '', text)
     return text if len(text) <= 60 else text[:57] + '...'
 
+# %% ../nbs/99_docs.ipynb #docs-rows
+def _calls(sym):
+    "Whether there is a call to document, written in the package of `sym` itself."
+    if not inspect.isclass(sym): return callable(sym)
+    maker = next(c for c in sym.__mro__ if '__init__' in vars(c))
+    return maker.__module__.split('.')[0] == sym.__module__.split('.')[0]
+
 def _rows(sym):
     "Name, type, default and meaning of each parameter, then of what is returned."
-    plain = inspect.isclass(sym) and not inspect.isfunction(sym.__init__)  # an exception takes what its base takes
-    if plain or not callable(sym): return []
+    if not _calls(sym): return []
     rows, empty = [], inspect.Parameter.empty
     stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
     for name, d in docments(sym, full=True, args_kwargs=True).items():
         if name in ('self', 'cls'): continue
+        if d.anno is type(None): d.anno = empty                  # guessed from a default of None, which says nothing
         if name == 'return':
             if not inspect.isclass(sym) and (d.docment or d.anno is not empty): rows.append(('', type_name(d.anno), '', d.docment))
         else: rows.append((stars.get(d.kind, '') + name, type_name(d.anno), _default(d.default), d.docment))
@@ -87,7 +94,7 @@ def signature(
     name: str, # how it is called
 ) -> str:      # only `name` where there is nothing to call
     "How `sym` is called; beyond 90 columns without the types, and broken into lines."
-    if not callable(sym) or (inspect.isclass(sym) and not inspect.isfunction(sym.__init__)): return name
+    if not _calls(sym): return name
     sig = inspect.signature(sym)
     back = '' if inspect.isclass(sym) or sig.return_annotation is sig.empty else f' -> {type_name(sig.return_annotation)}'
     line = f'{name}({_params(sig)}){back}'
@@ -106,11 +113,15 @@ class TableRenderer(BasicMarkdownRenderer):
 # %% ../nbs/99_docs.ipynb #docs-cells
 _DIRECTIVE = re.compile(r'^[ \t]*#\|[ \t]*(\w+):?[ \t]*(.*)$\n?', flags=re.M)
 
-def directives(cell) -> dict[str, str]:
+def directives(
+    cell, # of a notebook, of any kind
+) -> dict[str, str]:
     "The `#|` lines of a code cell: `{'export': '', 'eval': 'false'}`."
     return {m[1]: m[2].strip() for m in _DIRECTIVE.finditer(cell.source)} if cell.cell_type == 'code' else {}
 
-def module_of(nb) -> str:
+def module_of(
+    nb, # as nbformat reads it
+) -> str:
     "The module that a notebook exports, as in `#| default_exp data.mixer`; '' for none."
     return next((d['default_exp'] for d in map(directives, nb.cells) if 'default_exp' in d), '')
 
@@ -128,7 +139,10 @@ def definitions(
     return names
 
 # %% ../nbs/99_docs.ipynb #docs-links
-def label(module: str, name: str) -> str:
+def label(
+    module: str, # 'data.sources'
+    name: str,   # 'Family', 'family' or 'Class.method'
+) -> str:
     "The anchor of a symbol on its page. Sphinx ignores case, so `Family` must not be `family`: a class says that it is one."
     kind = 'class-' if name[0].isupper() else ''
     return f'{kind}{module}-{name}'.lower().replace('.', '-').replace('_', '-')
@@ -148,6 +162,7 @@ def symbol_index(
                 for name in definitions(cell.source): found.setdefault(name, []).append('#' + label(module, name))
     return {name: places[0] for name, places in found.items() if len(places) == 1}
 
+# %% ../nbs/99_docs.ipynb #docs-known
 def known_on(
     nb,          # notebook of the page
     index: dict, # from `symbol_index`
@@ -169,16 +184,22 @@ def link_symbols(
     return ''.join(b if i % 2 else re.sub(r'(?<![`\[\w\\])`([\w.]+(?:\(\))?)`(?![`\]])', link, b) for i, b in enumerate(blocks))
 
 # %% ../nbs/99_docs.ipynb #docs-symbol
+def find(
+    module,      # imported
+    name: str,   # 'f', 'Class' or 'Class.method'
+):               # function, class or property
+    "The object of that name."
+    sym = module
+    for part in name.split('.'): sym = inspect.getattr_static(sym, part) if inspect.isclass(sym) else getattr(sym, part)
+    return sym.__func__ if isinstance(sym, (classmethod, staticmethod)) else sym
+
 def symbol_page(
     module,      # the imported module
     name: str,   # 'f', 'Class' or 'Class.method'
     level: int,  # of the heading
 ) -> str:
     "The Markdown that documents one symbol, with its anchor."
-    sym = module
-    for part in name.split('.'): sym = inspect.getattr_static(sym, part) if inspect.isclass(sym) else getattr(sym, part)
-    if isinstance(sym, (classmethod, staticmethod)): sym = sym.__func__
-    text = TableRenderer(sym, name=name, title_level=level + name.count('.'))._repr_markdown_()
+    text = TableRenderer(find(module, name), name=name, title_level=level + name.count('.'))._repr_markdown_()
     return f"({label(module.__name__.split('.', 1)[1], name)})=\n{text}"
 
 def _imports_only(source):
@@ -203,9 +224,10 @@ def _exported(cell, module, level):
     if names or not constants: code.metadata['tags'] = ['hide-input']
     return ([nbformat.v4.new_markdown_cell(text)] if text else []) + [code]
 
+# %% ../nbs/99_docs.ipynb #docs-page
 def page(
     nb,         # notebook; it is not changed
-    index: dict,# from `symbol_index`
+    index: dict, # from `symbol_index`
     up: str='', # what leads from the page to the folder of the rooms
 ):              # a notebook for myst-nb
     "The page of a notebook."
@@ -254,7 +276,9 @@ def math_svg(
             f'<path transform="scale(1,-1)" fill="currentColor" d="{d}"/></svg>')
 
 # %% ../nbs/99_docs.ipynb #docs-setup
-def setup(app):
+def setup(
+    app, # the Sphinx application
+):
     "Called by Sphinx: formulas are drawn by `math_svg`."
     from docutils.nodes import SkipNode
     from sphinx.util import logging
@@ -283,22 +307,20 @@ def contents(
     "Hidden tables of contents, which fill the side bar."
     return '\n\n'.join('```{toctree}\n:hidden:\n:caption: ' + caption + '\n\n' + '\n'.join(names) + '\n```' for caption, names in pages.items() if names)
 
-def reference(notebooks: dict, index: dict) -> str:
+# %% ../nbs/99_docs.ipynb #docs-reference
+def reference(
+    notebooks: dict, # page name -> notebook
+) -> str:
     "A Markdown page: every public symbol, by module, with its first line."
     parts = ['# Every name', 'All that the rooms export, in the order of the rooms.']
     for name, nb in notebooks.items():
         module = module_of(nb)
         names = [n for c in nb.cells if 'export' in directives(c) for n in definitions(c.source)]
         if not names: continue
-        parts += [f'## {module}', f'From [{name}]({name}.ipynb).', '| Name | |\n| --- | --- |\n' + '\n'.join(_line(module, n) for n in names)]
+        first = [(inspect.getdoc(find(import_module(f'codette_nb.{module}'), n)) or ' ').splitlines()[0] for n in names]
+        rows = [f'| [`{n}`](#{label(module, n)}) | {_cell(text)} |' for n, text in zip(names, first)]
+        parts += [f'## {module}', f'From [{name}]({name}.ipynb).', '\n'.join(['| Name | |', '| --- | --- |', *rows])]
     return '\n\n'.join(parts) + '\n'
-
-# %% ../nbs/99_docs.ipynb #docs-line
-def _line(module, name):
-    sym = import_module(f'codette_nb.{module}')
-    for part in name.split('.'): sym = inspect.getattr_static(sym, part) if inspect.isclass(sym) else getattr(sym, part)
-    if isinstance(sym, (classmethod, staticmethod)): sym = sym.__func__
-    return f"| [`{name}`](#{label(module, name)}) | {_cell((inspect.getdoc(sym) or '').splitlines()[0] if inspect.getdoc(sym) else '')} |"
 
 # %% ../nbs/99_docs.ipynb #docs-conf
 CONF = '''
@@ -349,7 +371,9 @@ svg.math { overflow: visible; } div.math { margin: 1rem 0; text-align: center; f
 '''
 
 # %% ../nbs/99_docs.ipynb #docs-sources
-def settings(root='.') -> dict[str, str]:
+def settings(
+    root='.', # the repository
+) -> dict[str, str]:
     "The `settings.ini` of the repository at `root`; raises `CodetteError` if there is none."
     path = Path(root)/'settings.ini'
     if not path.is_file(): raise CodetteError(f"there is no {path}: run this from the top of a checkout of the repository")
@@ -357,6 +381,7 @@ def settings(root='.') -> dict[str, str]:
     parser.read(path, encoding='utf-8')
     return dict(parser['DEFAULT'])
 
+# %% ../nbs/99_docs.ipynb #docs-write
 def write_sources(
     root, # the repository
     src,  # folder for Sphinx, made if need be
@@ -376,7 +401,7 @@ def write_sources(
     made = page(front, index)
     made.cells.append(nbformat.v4.new_markdown_cell(contents(toc), id='contents'))
     nbformat.write(made, src/'index.ipynb')
-    for name, text in {'reference.md': reference(notebooks, index), 'conf.py': CONF.format(**cfg), '_static/site.css': CSS}.items():
+    for name, text in {'reference.md': reference(notebooks), 'conf.py': CONF.format(**cfg), '_static/site.css': CSS}.items():
         (src/name).write_text(text, encoding='utf-8')
     return ['index', *(n for names in toc.values() for n in names)]
 
@@ -433,7 +458,9 @@ def build_docs(
     return out
 
 # %% ../nbs/99_docs.ipynb #docs-readme
-def readme(root='.') -> str:
+def readme(
+    root='.', # the repository
+) -> str:
     "The text of README.md, made from `nbs/index.ipynb`."
     from nbconvert import MarkdownExporter
     nb = page(nbformat.read(Path(root)/'nbs/index.ipynb', 4), {}, up='../')
@@ -446,7 +473,10 @@ def readme(root='.') -> str:
     text = re.sub(r'\]\((?!\w+:|#|/)([^)\s]+)\)', relink, text)
     return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
 
-def main(argv=None) -> int:
+# %% ../nbs/99_docs.ipynb #docs-cli
+def main(
+    argv: list[str]|None = None, # arguments; None for those of the command line
+) -> int: # 0, or 1 after saying what is wrong
     "Build the pages, or write README.md."
     parser = argparse.ArgumentParser(prog='python -m codette_nb.docs', description='Build the documentation, or README.md, from the notebooks.')
     parser.add_argument('what', nargs='?', choices=['site', 'readme'], default='site', help='what to make (default: site)')
