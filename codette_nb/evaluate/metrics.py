@@ -288,10 +288,13 @@ def compare(
     **kw,       # passed on to `token_losses`
 ) -> Comparison:
     "Evaluate held-out sets with the model, a trigram model and xz."
+    train = list(train)
     seen = [render(r) for r in train]
-    trigram, past, out = TrigramModel(tokenizer.vocab_size).fit(tokenizer.document(seen)), '\n'.join(seen) + '\n', {}
+    trigram, out = TrigramModel(tokenizer.vocab_size).fit(tokenizer.document(seen)), {}
     for name, records in sets.items():
         if not records: continue
+        sources = {r.source for r in records} & {r.source for r in train} or {r.source for r in train}
+        past = '\n'.join([t for r, t in zip(train, seen) if r.source in sources] + [''])
         text = '\n'.join(render(r) for r in records)
         out[name] = dict(model=evaluate(model, tokenizer, records, **kw), trigram=evaluate(trigram, tokenizer, records),
                          xz_alone=xz_bits_per_byte(text), xz_given_train=xz_bits_per_byte(text, past))

@@ -35,7 +35,8 @@ SCHEMA = dict(
 SET = dict(
     loss='* nats a token', accuracy='* share of tokens that were the first choice', bits_per_byte='* bits for each byte of text',
     tokens='* predicted', bytes='* of text', perplexity='e to the loss', documents='records', tokens_per_second='while measuring',
-    xz_alone='bits per byte of xz on this text by itself', xz_given_train='the same, xz having seen the training text',
+    xz_alone='bits per byte of xz on this text by itself',
+    xz_given_train='the same, xz having seen the training text of these sources',
     trigram='loss, accuracy and bits_per_byte of a trigram model fitted on the training text')
 EXPORT = dict(file='* name in the run folder', quantization="* 'fp16', 'q8', …", bytes='* of the file',
               parity="* {'status': 'passed', 'failed' or 'not checked', …}: see `VerifyReport.to_dict`")
@@ -83,7 +84,8 @@ class Report:
         beside = ', '.join(f'{v:.2f} of {k}' for k, v in others.items() if v is not None)
         beside = f' (beside {beside})' if beside else ''
         rest = f"{s['loss']:.2f} nats a token, {s['accuracy']:.0%} of tokens right first"
-        return f"{m['name']}, {human_count(m['parameters'])} parameters, on {name}: {s['bits_per_byte']:.2f} bits per byte{beside}, {rest}."
+        return (f"{m['name']}, {human_count(m['parameters'])} parameters, on {name}: "
+                f"{s['bits_per_byte']:.2f} bits per byte{beside}, {rest}.")
 
     def __repr__(self): return self.headline()
 
@@ -112,7 +114,8 @@ def _training_facts(t, score):
 def _export_facts(e):
     p, said = e['parity'], [e['parity']['status']]
     if p.get('strings'): said.append(f"{p['strings']:,} strings tokenised with {p.get('differences', 0)} differences")
-    if c := p.get('logits'): said.append(f"mean KL {c['kl']:.1e} nats, same best token at {c['agree']:.1%} of {c['positions']:,} positions")
+    if c := p.get('logits'):
+        said.append(f"mean KL {c['kl']:.1e} nats, same best token at {c['agree']:.1%} of {c['positions']:,} positions")
     said += p.get('reasons', [])[:1]
     return f"{e['file']} ({e['quantization']})", f"{human_bytes(e['bytes'])}; llama.cpp beside PyTorch: {', '.join(said)}"
 
