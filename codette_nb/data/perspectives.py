@@ -501,7 +501,7 @@ def wing(rng, about):
     area, bird = 2 * m * G / (1.2 * v * v), rng.choice(('bat', 'buzzard', 'crane', 'eagle', 'gull', 'heron', 'kite', 'stork',
                                                         'swallow'))
     return view(rng, 'davinci', [
-        f'{who} builds a glider of {wood} and {cloth} after the wing of a {bird}. With pilot it weighs {m} kg and shall fly at '
+        f'{who} builds a glider of {wood} and {cloth} after the wing of a {bird}. With pilot it weighs {m} kg and is to fly at '
         f'{v} m/s. How large a wing?',
         f'A wing like that of a {bird}, of {wood} and {cloth}, must carry {m} kg at {v} m/s. Which area does {who} need?',
         f'What wing area lifts {who} and a glider of {wood} and {cloth}, {m} kg in all, at {v} m/s, if a {bird} is the pattern?'],
@@ -509,7 +509,7 @@ def wing(rng, about):
          f'the {bird} glides because air, 1.2 kg/m^3, is turned downward.'],
         f'weight points down, lift up: 1.2 * {v}^2 * A / 2 with a lift coefficient of 1.',
         f'A = 2 * {m} * 9.81 / (1.2 * {v}^2) {eq(area, "m^2")}.',
-        [f'{num(area)} m^2 of {cloth}; to fly faster needs less wing but a harder landing.',
+        [f'{num(area)} m^2 of {cloth}; flying faster needs less wing but means a harder landing.',
          f'build {num(area)} m^2; more {cloth} flies slower, but the {wood} gets heavy.'], m=m, v=v)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-pulley
@@ -804,7 +804,7 @@ def decay(rng, about):
          f'{n} nuclei of {kind}, each with its own chance to decay.'],
         [f'in {half} {unit} one nucleus survives with probability 1/2, whatever its age.',
          f'every {half} {unit} the chance to survive is halved, and age does not count.'],
-        f'{span} / {half} = {k} half-lives, so 1 / 2^{k} = 1 / {2**k}.',
+        f'{span} / {half} = {k} half-{"life" if k == 1 else "lives"}, so 1 / 2^{k} = 1 / {2**k}.',
         [f'{n} / {2**k} {eq(left)} nuclei of {kind} are left on average.',
          f'{who} expects {n} / {2**k} {eq(left)}; which ones, nobody can say.'],
         n=n, span=span, kind=kind)
@@ -875,6 +875,7 @@ def check_photon(r, about):
     nm, w, colour = r.meta['nm'], r.meta['w'], r.meta['colour']
     assert colour == max((x, name) for x, name in COLOURS if x <= nm)[1] and METALS[r.meta['metal']] == w
     e = val(1240 / nm)
+    assert e != w
     says(r, f'1240 / {nm} {eq(1240 / nm, "eV")}',
          *([f'{num(e)} - {w} {eq(e - w, "eV")}', f'{num(e - w)} eV'] if e > w else ['no electron', f'{num(e)} is less than {w}']))
 
@@ -882,8 +883,8 @@ def check_photon(r, about):
 def photon(rng, about):
     "Energy of a light quantum, and whether it frees an electron."
     who, lab, nm, (metal, w) = rng.choice(NAMES), rng.choice(LABS), 5 * rng.randint(80, 140), rng.choice(list(METALS.items()))
-    colour = max((x, name) for x, name in COLOURS if x <= nm)[1]
-    e = val(1240 / nm)
+    if val(1240 / nm) == w: nm += 5  # neither more nor less
+    colour, e = max((x, name) for x, name in COLOURS if x <= nm)[1], val(1240 / nm)
     put = f'E = 1240 / {nm} {eq(1240 / nm, "eV")}; '
     return view(rng, 'quantum', [
         f'{who} shines {colour} light of {nm} nm on {metal} in {lab}. An electron needs {w} eV to leave. Does it?',
@@ -896,7 +897,7 @@ def photon(rng, about):
         put + (f'{num(e)} - {w} {eq(e - w, "eV")}.' if e > w else f'{num(e)} is less than {w}.'),
         [f'electrons leave the {metal} with up to {num(e - w)} eV.', f'{who} sees electrons of up to {num(e - w)} eV.'] if e > w else
         [f'no electron leaves the {metal}, however bright the light.',
-         f'{who} sees no electron; more light is only more quanta too small.'], nm=nm, w=w, colour=colour, metal=metal)
+         f'{who} sees no electron; more light only brings more quanta that are too small.'], nm=nm, w=w, colour=colour, metal=metal)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-mz
 def check_interferometer(r, about):
@@ -917,7 +918,7 @@ def interferometer(rng, about):
         f'{sides[0]} exit. How are {n} shared between {sides[0]} and {sides[1]}?',
         f'With {phase} degrees between its arms, how does the interferometer of {who} in {lab} share {n} {what}s between the '
         f'{sides[0]} and the {sides[1]} exit?'],
-        [f'half an amplitude for each arm, {phase} degrees apart.',
+        [f'equal amplitudes in both arms, {phase} degrees apart.',
          f'each {what} is in both arms, with {phase} degrees between them.'],
         [f'the {sides[0]} exit adds the arms, the {sides[1]} exit subtracts them: cos(phase / 2)^2 and the rest.',
          f'{sides[0]} gets cos(phase / 2)^2, {sides[1]} what is left.'],
@@ -1230,8 +1231,9 @@ def soundness(rng, about):
         f'1: {p1}. 2: {p2}.',
         ['all A are B, x is A, so x is B: valid, whatever A and B are.', 'valid by form: what holds of all A holds of this A.'],
         why,
-        [f'valid and sound: it is shown that {c}.', f'valid, and sound as well, since both premises are true.'] if holds and right else
-        [f'valid but not sound: it does not show whether {c}.', 'valid but not sound; a false premise proves nothing.'], animal=animal, kind=kind, trait=many)
+        [f'valid and sound: it is shown that {c}.', 'valid, and sound as well, since both premises are true.'] if holds and right else
+        [f'valid but not sound: it does not show whether {c}.', 'valid but not sound; a false premise proves nothing.'],
+        animal=animal, kind=kind, trait=many)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-plans
 PLANS = (('plant {} trees by the road', 'turn the town into a forest'),
@@ -1255,8 +1257,8 @@ def _reply(rng, form, x, y, plan, straw, k, n):
             'straw man': f'{x} wants to {straw}, and that would be terrible',
             'false dilemma': f'either we do what {x} says or the town is lost',
             'hasty generalisation': f'{k} neighbours dislike it, so all {n} people of the town do',
-            'appeal to popularity': f'{k} of {n} people believe in the plan, so it must be right',
-            'post hoc': f'another town did so, {k} days later {rng.choice(TURNS)}, so the plan did it'}[form]
+            'appeal to popularity': f'{n - k} of {n} people believe in the plan, so it must be right',
+            'post hoc': f'another town did so, {k} days later {rng.choice(TURNS)}, so the plan was the cause'}[form]
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-fall
 MARKS = {'ad hominem': ' once ', 'straw man': 'terrible', 'false dilemma': 'the town is lost', 'hasty generalisation': 'dislike',
