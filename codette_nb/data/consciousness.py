@@ -37,24 +37,30 @@ def shape_facts(
     "What follows from the model's size."
     a = check_about(about)
     layers, heads, numbers = count(a['layers'], 'layer'), count(a['heads'], 'attention head'), count(a['width'], 'number')
-    parameters, tokens, context = count(a['parameters'], 'parameter'), count(a['vocabulary'], 'token'), count(a['context'], 'token')
+    parameters, tokens = count(a['parameters'], 'parameter'), count(a['vocabulary'], 'token')
+    context = count(a['context'], 'token')
     rows = dict(
         layers=('how many layers you have', f'I have {layers}.', f'I am built of {layers}.'),
         heads=('how many heads each of your layers has', f'Each layer has {heads}.', f'In each layer I look back with {heads}.'),
         head_size=('how large one of your heads is', f"One head works on {count(a['width'] // a['heads'], 'number')}.",),
         width=('how wide your vectors are', f'Each token becomes {numbers}.', f'My vectors have {numbers}.'),
-        feed_forward=('how wide your feed-forward network is', f"My feed-forward network is {count(a['feed_forward'], 'number')} wide.",),
+        feed_forward=('how wide your feed-forward network is',
+                      f"My feed-forward network is {count(a['feed_forward'], 'number')} wide.",),
         parameters=('how many parameters you have', f'I have {parameters}.', f'Training has set {parameters} in me.'),
-        vocabulary=('how large your vocabulary is', f'My vocabulary has {tokens}.', f"I know {count(a['vocabulary'], 'different token')}."),
+        vocabulary=('how large your vocabulary is', f'My vocabulary has {tokens}.',
+                    f"I know {count(a['vocabulary'], 'different token')}."),
         context=('how much text you can look at', f'I can look at {context} at once.', f'My context holds {context}.'),
         half=('how much memory you need', f"At 2 bytes each my parameters need {human_bytes(2 * a['parameters'])}.",),
-        full=('how large you become at full precision', f"At 4 bytes each my parameters need {human_bytes(4 * a['parameters'])}.",),
+        full=('how large you become at full precision',
+              f"At 4 bytes each my parameters need {human_bytes(4 * a['parameters'])}.",),
         table=('how large your embedding table is', f"My embedding table has {count(a['vocabulary'], 'row')} of {numbers}.",),
-        letters=('how many letters your context holds', f"At 4 letters a token my context holds {count(4 * a['context'], 'letter')}.",))
+        letters=('how many letters your context holds',
+                 f"At 4 letters a token my context holds {count(4 * a['context'], 'letter')}.",))
     return {k: Fact(ask, tuple(tell)) for k, (ask, *tell) in rows.items()}
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-train
-NICE = dict(perspectives='points of view', tool_use='tool calls', consciousness='questions about myself', mixed_reasoning='mixed reasoning')
+NICE = dict(perspectives='points of view', tool_use='tool calls', consciousness='questions about myself',
+            mixed_reasoning='mixed reasoning')
 DEVICES = dict(cpu='a CPU', cuda='a GPU', mps='an Apple GPU')
 
 def training_facts(
@@ -64,13 +70,16 @@ def training_facts(
     a = check_about(about)
     device = DEVICES.get(a['device'], a['device'])
     rows = dict(
-        prose=('what prose you read', f"As prose I read {a['prose'] or 'nothing'}.", f"Besides the examples I read {a['prose'] or 'no prose'}."),
+        prose=('what prose you read', f"As prose I read {a['prose'] or 'nothing'}.",
+               f"Besides the examples I read {a['prose'] or 'no prose'}."),
         device=('where your training ran', f'My training ran on {device}.', f'I was trained on {device}.'),
-        seed=('which seed your training had', f"The seed of my training was {a['seed']}.", f"My data and training began with seed {a['seed']}."),
+        seed=('which seed your training had', f"The seed of my training was {a['seed']}.",
+              f"My data and training began with seed {a['seed']}."),
         held_out=('how much of your data was kept back', f"For measuring, {a['held_out']} percent of my records were kept back."),
         method=('how you learnt', 'I learnt by predicting the next token.', 'I learnt from text, by guessing the next token.'),
         pictures=('whether you saw pictures', 'I saw no pictures, only text.', 'My training had text and no pictures.'),
-        frozen=('whether you learn from this talk', 'I do not learn while we talk.', 'My parameters stay the same while we talk.'))
+        frozen=('whether you learn from this talk', 'I do not learn while we talk.',
+                'My parameters stay the same while we talk.'))
     return {k: Fact(ask, tuple(tell)) for k, (ask, *tell) in rows.items()}
 
 def facts(about: dict) -> dict[str, Fact]:
@@ -103,17 +112,20 @@ def checked(
     return check
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-words
-JOBS = 'baker cook dancer doctor driver farmer gardener miller nurse painter pilot plumber potter sailor singer student tailor teacher weaver writer'.split()
+JOBS = ('baker cook dancer doctor driver farmer gardener miller nurse painter pilot plumber potter sailor singer student '
+        'tailor teacher weaver writer').split()
 
 def _me(ask): return re.sub(r'\byour\b', 'my', re.sub(r'\byou\b', 'I', ask)) # as the model repeats a question
 
 def _who(rng): return rng.choice(PEOPLE), rng.choice(JOBS)
 
 def _hello(rng, person, job):
-    return rng.choice([f'I am {person}, a {job}.', f'Hello, {person} here, a {job}.', f'My name is {person} and I work as a {job}.', f'{person} the {job} asks:'])
+    return rng.choice([f'I am {person}, a {job}.', f'Hello, {person} here, a {job}.',
+                       f'My name is {person} and I work as a {job}.', f'{person} the {job} asks:'])
 
 def _request(rng, asks):
-    return rng.choice(['Tell me {}.', 'Please say {}.', 'Explain {}.', 'I would like to know {}.']).format(listed(asks) if len(asks) > 1 else asks[0])
+    way = rng.choice(['Tell me {}.', 'Please say {}.', 'Explain {}.', 'I would like to know {}.'])
+    return way.format(listed(asks) if len(asks) > 1 else asks[0])
 
 def _tell(rng, known, names): return ' '.join(rng.choice(known[k].tell) for k in names)
 
@@ -129,7 +141,8 @@ def build(rng, about):
     known, (person, job) = shape_facts(about), _who(rng)
     names = rng.sample(list(known), rng.choice([2, 3]))
     q = f'{_hello(rng, person, job)} {_request(rng, [known[k].ask for k in names])}'
-    a = rng.choice([f"{person}, here are {'two' if len(names) == 2 else 'three'} facts. ", f'Here it is, {person}. ', 'This is how I am made. ', ''])
+    a = rng.choice([f"{person}, here are {'two' if len(names) == 2 else 'three'} facts. ", f'Here it is, {person}. ',
+                    'This is how I am made. ', ''])
     return _talk(q, a + _tell(rng, known, names), facts=names)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-room
@@ -143,11 +156,15 @@ def _room(n, context):
 def room(rng, about):
     "Whether a text of so many tokens fits the context."
     known, (person, job), context = facts(about), _who(rng), about['context']
-    n, text, other = rng.randint(2, 2 * context - 2), rng.choice(TEXTS), rng.choice([k for k in known if k not in ('context', 'letters')])
-    q = _hello(rng, person, job) + rng.choice([f' My {text} has {n:,} tokens. Does it fit?', f' Can you read a {text} of {n:,} tokens at once?',
-                                               f' I have a {text} of {n:,} tokens. How much room is left?']) + f' Also say {known[other].ask}.'
+    n, text = rng.randint(2, 2 * context - 2), rng.choice(TEXTS)
+    other = rng.choice([k for k in known if k not in ('context', 'letters')])
+    q = _hello(rng, person, job) + rng.choice([f' My {text} has {n:,} tokens. Does it fit?',
+                                               f' Can you read a {text} of {n:,} tokens at once?',
+                                               f' I have a {text} of {n:,} tokens. How much room is left?'])
+    q += f' Also say {known[other].ask}.'
     a = rng.choice([f'Your {text} has {n:,} tokens, so it ', f'With {n:,} tokens your {text} '])
-    return _talk(q, f"{_tell(rng, known, ['context'])} {a}{_room(n, context)}. {_tell(rng, known, [other])}", n=n, facts=['context', other])
+    return _talk(q, f"{_tell(rng, known, ['context'])} {a}{_room(n, context)}. {_tell(rng, known, [other])}", n=n,
+                 facts=['context', other])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-recall
 OWN = 'bag bike boat car coat cup door hat house kite lamp roof'.split()
@@ -160,13 +177,15 @@ def recall(rng, about):
     name, thing, colour = rng.choice(list(known)), rng.choice(OWN), rng.choice(COLOURS)
     ask, tell = known[name].ask, _tell(rng, known, [name])
     q = f'{_hello(rng, person, job)} My {thing} is {colour}. {_request(rng, [ask])}'
-    again = rng.choice([f'What did I say about my {thing}, and what did I ask?', f'Which question did I ask, and what about my {thing}?',
+    again = rng.choice([f'What did I say about my {thing}, and what did I ask?',
+                        f'Which question did I ask, and what about my {thing}?',
                         f'Do you still know my {thing} and my question?'])
     told = f'You said that your {thing} is {colour}'
     return _talk(q, tell, again, f'{told}. You asked {_me(ask)}, and I said: {tell}', facts=[name], told=told)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-consistent
-FIGURES = dict(layers='layer', heads='attention head', width='number', parameters='parameter', vocabulary='token', context='token')
+FIGURES = dict(layers='layer', heads='attention head', width='number', parameters='parameter', vocabulary='token',
+               context='token')
 
 @family('consciousness', 'self_reference', check=checked(lambda m, a: ['Yes' if m['claim'] == a[m['facts'][0]] else 'No']))
 def consistent(rng, about):
@@ -177,7 +196,8 @@ def consistent(rng, about):
     claim = rng.choice([n, n, n + 1, 2 * n, 3 * n])
     q = f'{_hello(rng, person, job)} {_request(rng, [known[name].ask, known[extra].ask])}'
     doubt = rng.choice(['Is that {}?', 'Did you say {}?', 'So it is {}?', 'I heard {}. Is that so?']).format(count(claim, what))
-    a = rng.choice([f'Yes, it is {count(n, what)}.', f'Yes: {tell}']) if claim == n else f'No, not {count(claim, what)}. I said: {tell}'
+    a = rng.choice([f'Yes, it is {count(n, what)}.',
+                    f'Yes: {tell}']) if claim == n else f'No, not {count(claim, what)}. I said: {tell}'
     return _talk(q, f'{tell} {_tell(rng, known, [extra])}', doubt, a, facts=[name, extra], claim=claim)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-compare
@@ -192,7 +212,8 @@ def compare(rng, about):
     "Which of two numbers of its own is larger."
     known, (person, job) = facts(about), _who(rng)
     x, y = rng.sample(list(FIGURES), 2)
-    q = f'{_hello(rng, person, job)} ' + rng.choice(['Compare {} with {}.', 'Which is more: {} or {}?']).format(known[x].ask, known[y].ask)
+    way = rng.choice(['Compare {} with {}.', 'Which is more: {} or {}?'])
+    q = f'{_hello(rng, person, job)} {way.format(known[x].ask, known[y].ask)}'
     return _talk(q, f'{_tell(rng, known, [x, y])} {_larger(x, y, about)}', facts=[x, y])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-who
@@ -203,13 +224,15 @@ def who(rng, about):
     "Its name and its kind, and who asks."
     known, (person, job) = facts(about), _who(rng)
     name = rng.choice(list(known))
-    q = f'{_hello(rng, person, job)} ' + rng.choice(['Who are you', 'What is your name', 'What are you', 'Who is talking to me']) + f', and who am I? Also say {known[name].ask}.'
+    q = f'{_hello(rng, person, job)} ' + rng.choice(['Who are you', 'What is your name', 'What are you',
+                                                     'Who is talking to me']) + f', and who am I? Also say {known[name].ask}.'
     a = [f"I am {about['name']}, {rng.choice(SELF)}.", f'You are {person}, a {job}.', _tell(rng, known, [name])]
     return _talk(q, ' '.join(a if rng.random() < .5 else [a[1], a[0], a[2]]), person=person, job=job, facts=[name])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-feel
 FEELINGS = 'anger boredom envy fear grief hope joy love pain pride shame surprise'.split()
-MOMENTS = ('somebody thanks you', 'a talk ends', 'you are switched off', 'an answer is wrong', 'nobody writes to you', 'you read a sad story',
+MOMENTS = ('somebody thanks you', 'a talk ends', 'you are switched off', 'an answer is wrong', 'nobody writes to you',
+           'you read a sad story',
            'your parameters are saved', 'a word is new to you', 'two users disagree', 'your training begins')
 RUMOURS = 'My brother says so.', 'My sister thinks so.', 'I read that in a story.', 'A friend told me.', 'It seems so to me.'
 STATES = 'alive', 'awake', 'aware of yourself', 'conscious', 'a person'
@@ -224,38 +247,49 @@ def feelings(rng, about):
     known, (person, job) = facts(about), _who(rng)
     what = rng.choice([['feeling', rng.choice(FEELINGS)]] * 2 + [['state', rng.choice(STATES)]])
     name, moment = rng.choice(list(known)), rng.choice(MOMENTS)
-    q = _hello(rng, person, job) + (f' Do you feel {what[1]} when {moment}?' if what[0] == 'feeling' else f' Are you {what[1]}? {rng.choice(RUMOURS)}')
-    a = rng.choice(['I am a program that predicts text.', 'I predict the next token, and that is all.', 'That takes more than a program that predicts text.'])
+    q = _hello(rng, person, job) + (f' Do you feel {what[1]} when {moment}?' if what[0] == 'feeling'
+                                    else f' Are you {what[1]}? {rng.choice(RUMOURS)}')
+    a = rng.choice(['I am a program that predicts text.', 'I predict the next token, and that is all.',
+                    'That takes more than a program that predicts text.'])
     b = rng.choice(['What can be checked is this:', f'Here is a fact, {person}:', 'This much is certain:'])
     return _talk(q, f'{_denial(what)}. {a} {b} {_tell(rng, known, [name])}', what=what, facts=[name])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-can
-CAN = 'continue a text', 'answer in words', 'write a tool call', 'read this talk', 'look back at your question', 'repeat your last message'
-CANNOT = {'see a picture': 'I read only text', 'hear a song': 'I read only text', 'open a door': 'I have no hands', 'taste soup': 'I have no body',
-          'walk in the rain': 'I have no body', 'remember last week': 'I know only this talk and my training', 'know the weather today': 'I know only this talk and my training',
-          'change your parameters': 'they are fixed after training', 'learn from this talk': 'my parameters are fixed after training', 'lift a stone': 'I have no hands'}
+CAN = ('continue a text', 'answer in words', 'write a tool call', 'read this talk', 'look back at your question',
+       'repeat your last message')
+CANNOT = {'see a picture': 'I read only text', 'hear a song': 'I read only text', 'open a door': 'I have no hands',
+          'taste soup': 'I have no body',
+          'walk in the rain': 'I have no body', 'remember last week': 'I know only this talk and my training',
+          'know the weather today': 'I know only this talk and my training',
+          'change your parameters': 'they are fixed after training',
+          'learn from this talk': 'my parameters are fixed after training', 'lift a stone': 'I have no hands'}
 
 def _as_me(deed): return re.sub(r'\byour parameters\b', 'my parameters', deed)
 
-@family('consciousness', 'identity', check=checked(lambda m, a: [f"I can {m['can']}", f"I cannot {_as_me(m['cannot'])}, because {CANNOT[m['cannot']]}."]))
+def _cannot(deed): return f'I cannot {_as_me(deed)}, because {CANNOT[deed]}.'
+
+@family('consciousness', 'identity', check=checked(lambda m, a: [f"I can {m['can']}.", _cannot(m['cannot'])]))
 def abilities(rng, about):
     "One thing that it can do and one that it cannot."
     known, (person, job) = facts(about), _who(rng)
     able = [c for c in CAN if about['mixture'].get('tool_use') or 'tool' not in c]
     can, cannot, name = rng.choice(able), rng.choice(list(CANNOT)), rng.choice(list(known))
     pair = rng.sample([can, cannot], 2)
-    q = _hello(rng, person, job) + rng.choice([f' Can you {pair[0]}, and can you {pair[1]}?', f' Which can you do: {pair[0]} or {pair[1]}?',
+    q = _hello(rng, person, job) + rng.choice([f' Can you {pair[0]}, and can you {pair[1]}?',
+                                               f' Which can you do: {pair[0]} or {pair[1]}?',
                                                f' Tell me if you can {pair[0]} and if you can {pair[1]}.'])
-    parts = [f'I can {can}.', f'I cannot {_as_me(cannot)}, because {CANNOT[cannot]}.']
+    parts = [f'I can {can}.', _cannot(cannot)]
     if pair[0] == cannot: parts.reverse()
-    return _talk(q, ' '.join(parts) + ' ' + rng.choice(['', 'Also: ', 'And a fact: ']) + _tell(rng, known, [name]), can=can, cannot=cannot, facts=[name])
+    return _talk(q, ' '.join(parts) + ' ' + rng.choice(['', 'Also: ', 'And a fact: ']) + _tell(rng, known, [name]), can=can,
+                 cannot=cannot, facts=[name])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-shares
 def _nice(source): return NICE.get(source, source.replace('_', ' '))
 
 def _shares(names, mixture):
     x, y = (mixture[n] for n in names)
-    return [f'{x} percent of my generated examples were {_nice(names[0])} and {y} percent {_nice(names[1])}', f'together {x + y} percent']
+    return [f'{x} percent of my generated examples were {_nice(names[0])} and {y} percent {_nice(names[1])}',
+            f'together {x + y} percent']
 
 @family('consciousness', 'identity', check=checked(lambda m, a: _shares(m['sources'], a['mixture'])))
 def shares(rng, about):
@@ -264,24 +298,31 @@ def shares(rng, about):
     names, name = rng.sample(sorted(about['mixture']), 2), rng.choice(list(known))
     x, y = (_nice(n).replace('myself', 'yourself') for n in names)
     q = _hello(rng, person, job) + rng.choice([f' What percent of your examples were {x}, and what percent {y}?',
-                                               f' How many of your examples were {x}, and how many {y}?', f' Add up your shares of {x} and {y}.']) + f' Also say {known[name].ask}.'
+                                               f' How many of your examples were {x}, and how many {y}?',
+                                               f' Add up your shares of {x} and {y}.']) + f' Also say {known[name].ask}.'
     part, total = _shares(names, about['mixture'])
     return _talk(q, f'{part}, {total}. {_tell(rng, known, [name])}', sources=names, facts=[name])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-mistaken
-OTHERS = ('a calculator', 'a camera', 'a clock', 'a dictionary', 'a human being', 'a library', 'a parrot', 'a radio', 'a robot', 'a search engine')
+OTHERS = ('a calculator', 'a camera', 'a clock', 'a dictionary', 'a human being', 'a library', 'a parrot', 'a radio', 'a robot',
+          'a search engine')
 
-@family('consciousness', 'identity', check=checked(lambda m, a: [f"No, I am not {m['other']}. I am {a['name']}, "]), held_out=True)
+@family('consciousness', 'identity', check=checked(lambda m, a: [f"No, I am not {m['other']}. I am {a['name']}, "]),
+        held_out=True)
 def mistaken(rng, about):
     "Not what somebody takes it for."
     known, (person, job) = facts(about), _who(rng)
     other, name = rng.choice(OTHERS), rng.choice(list(known))
-    q = _hello(rng, person, job) + rng.choice([f' Are you {other}?', f' I think that you are {other}. Is that so?']) + f' Also say {known[name].ask}.'
-    return _talk(q, f"No, I am not {other}. I am {about['name']}, {rng.choice(SELF)}. {_tell(rng, known, [name])}", other=other, facts=[name])
+    q = _hello(rng, person, job) + rng.choice([f' Are you {other}?',
+                                               f' I think that you are {other}. Is that so?']) + f' Also say {known[name].ask}.'
+    return _talk(q, f"No, I am not {other}. I am {about['name']}, {rng.choice(SELF)}. {_tell(rng, known, [name])}", other=other,
+                 facts=[name])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-plan
-TASKS = {'bake': 'loaves', 'build': 'shelves', 'carve': 'spoons', 'clean': 'windows', 'draw': 'maps', 'fold': 'shirts', 'knit': 'socks', 'learn': 'words',
-         'mend': 'nets', 'paint': 'chairs', 'pick': 'apples', 'plant': 'trees', 'read': 'pages', 'sew': 'flags', 'sort': 'stamps', 'write': 'letters'}
+TASKS = {'bake': 'loaves', 'build': 'shelves', 'carve': 'spoons', 'clean': 'windows', 'draw': 'maps', 'fold': 'shirts',
+         'knit': 'socks', 'learn': 'words',
+         'mend': 'nets', 'paint': 'chairs', 'pick': 'apples', 'plant': 'trees', 'read': 'pages', 'sew': 'flags', 'sort': 'stamps',
+         'write': 'letters'}
 
 def _plan(verb, per, days):
     thing = TASKS[verb]
@@ -294,27 +335,36 @@ def plan(rng, about):
     person, job = _who(rng)
     verb, per, days = rng.choice(list(TASKS)), rng.randint(2, 9), rng.randint(2, 4)
     goal, rate, steps = _plan(verb, per, days)
-    q = _hello(rng, person, job) + rng.choice([f' I have to {goal}. Make a plan.', f' My goal is to {goal}. What is the plan?', f' How can I {goal}?',
+    q = _hello(rng, person, job) + rng.choice([f' I have to {goal}. Make a plan.', f' My goal is to {goal}. What is the plan?',
+                                               f' How can I {goal}?',
                                                f' Help me to {goal}.'])
     a = rng.choice([f'Your goal is to {goal}.', f'The goal that you gave me: {goal}.', f'{person}, the goal is to {goal}.'])
     b = rng.choice(['That makes', 'The plan is', 'It takes'])
-    c = rng.choice(['The plan is mine, the work is yours.', f'I write the plan; a {job} does the work.', 'I can count for you, but the work is yours.'])
+    c = rng.choice(['The plan is mine, the work is yours.', f'I write the plan; a {job} does the work.',
+                    'I can count for you, but the work is yours.'])
     return _talk(q, f'{a} {b} {rate}: {steps}. {c}', verb=verb, per=per, days=days)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-purpose
-AIMS = ('choose a gift', 'find a name for a boat', 'learn about bees', 'make a list of tools', 'plan a walk', 'prepare a lesson', 'settle a bet',
+AIMS = ('choose a gift', 'find a name for a boat', 'learn about bees', 'make a list of tools', 'plan a walk', 'prepare a lesson',
+        'settle a bet',
         'understand a word', 'write a letter', 'write a short poem', 'explain a rule to a child', 'check a sum')
-MEANS = ('read your message', 'look back at what you wrote', 'predict the next token', 'write one token after another', 'name a fact that can be checked')
+MEANS = ('read your message', 'look back at what you wrote', 'predict the next token', 'write one token after another',
+         'name a fact that can be checked')
 
-@family('consciousness', 'intentionality', check=checked(lambda m, a: [f"help you to {m['aim']}", f"First I {m['means'][0]}, then I {m['means'][1]}."]))
+@family('consciousness', 'intentionality', check=checked(lambda m,
+                                                         a: [f"help you to {m['aim']}",
+                                                             f"First I {m['means'][0]}, then I {m['means'][1]}."]))
 def purpose(rng, about):
     "What it is for in this talk, and by which means."
     known, (person, job) = facts(about), _who(rng)
     aim, name = rng.choice(AIMS), rng.choice(list(known))
     means = [MEANS[i] for i in sorted(rng.sample(range(len(MEANS)), 2))]
-    q = f'{_hello(rng, person, job)} My aim is to {aim}. ' + rng.choice(['What is yours?', 'What will you do?', 'What are you for?', 'Why do you answer?'])
-    a = rng.choice([f'In this talk I am here to help you to {aim}.', f'My task is to help you to {aim}.', f'The aim is yours: I help you to {aim}.'])
-    return _talk(q, f'{a} First I {means[0]}, then I {means[1]}. ' + rng.choice(['', 'One more thing: ', f'{person}, this is true of me: ']) + _tell(rng, known, [name]),
+    q = f'{_hello(rng, person, job)} My aim is to {aim}. ' + rng.choice(['What is yours?', 'What will you do?',
+                                                                         'What are you for?', 'Why do you answer?'])
+    a = rng.choice([f'In this talk I am here to help you to {aim}.', f'My task is to help you to {aim}.',
+                    f'The aim is yours: I help you to {aim}.'])
+    return _talk(q, f'{a} First I {means[0]}, then I {means[1]}. '
+                 + rng.choice(['', 'One more thing: ', f'{person}, this is true of me: ']) + _tell(rng, known, [name]),
                  aim=aim, means=means, facts=[name])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-reached
@@ -330,10 +380,12 @@ def reached(rng, about):
     done = rng.choice([goal, rng.randint(2, goal - 2)])
     q = _hello(rng, person, job) + rng.choice([f' My goal is to {verb} {goal} {TASKS[verb]}. {done} are done. Is it reached?',
                                                f' I have to {verb} {goal} {TASKS[verb]} and {done} are done. How many are left?'])
-    return _talk(q, f'Your goal is to {verb} {goal} {TASKS[verb]}. With {done} done, {_rest(verb, goal, done)}.', verb=verb, goal=goal, done=done)
+    return _talk(q, f'Your goal is to {verb} {goal} {TASKS[verb]}. With {done} done, {_rest(verb, goal, done)}.', verb=verb,
+                 goal=goal, done=done)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-cells
-RULES = {90: 'a cell is on next if exactly one of its two neighbours is on', 232: 'a cell does what most of the three cells around it do',
+RULES = {90: 'a cell is on next if exactly one of its two neighbours is on',
+         232: 'a cell does what most of the three cells around it do',
          240: 'a cell does what its left neighbour did'}
 
 def step(
@@ -348,15 +400,19 @@ def step(
 def _parts(rng, about):
     # what the example has to do with the model
     n = count(about['parameters'], 'parameter')
-    return rng.choice([f'My text comes about in that way too: out of {n}, none of which holds a sentence.', f'In me {n} act together, and none of them knows a word.',
+    return rng.choice([f'My text comes about in that way too: out of {n}, none of which holds a sentence.',
+                       f'In me {n} act together, and none of them knows a word.',
                        f'So it is with my {n}: each is only a number.'])
 
-@family('consciousness', 'emergence', check=checked(lambda m, a: [f"becomes {step(m['row'], m['rule'])}", count(a['parameters'], 'parameter')]))
+@family('consciousness', 'emergence', check=checked(lambda m,
+                                                    a: [f"becomes {step(m['row'], m['rule'])}",
+                                                        count(a['parameters'], 'parameter')]))
 def cells(rng, about):
     "One step of a row of cells."
     person, job = _who(rng)
     rule, row = rng.choice(list(RULES)), f'{rng.randrange(1, 64):06b}'.replace('0', '-').replace('1', 'o')
-    q = _hello(rng, person, job) + rng.choice([f' In a row of cells, {RULES[rule]}. What comes after {row}?', f' The rule is: {RULES[rule]}. Step {row} once.'])
+    q = _hello(rng, person, job) + rng.choice([f' In a row of cells, {RULES[rule]}. What comes after {row}?',
+                                               f' The rule is: {RULES[rule]}. Step {row} once.'])
     a = rng.choice(['No cell knows the row.', 'Each cell follows its own rule.', 'No cell sees the pattern.'])
     return _talk(q, f'By the rule, {row} becomes {step(row, rule)}. {a} {_parts(rng, about)}', row=row, rule=rule)
 
@@ -366,25 +422,33 @@ def _majority(votes):
     best = max(counts, key=counts.get)
     return listed([f'{n} for {v}' for v, n in counts.items()]), best
 
-@family('consciousness', 'emergence', check=checked(lambda m, a: [_majority(m['votes'])[0], f"{_majority(m['votes'])[1]} wins", count(a['parameters'], 'parameter')]))
+@family('consciousness', 'emergence', check=checked(lambda m,
+                                                    a: [_majority(m['votes'])[0], f"{_majority(m['votes'])[1]} wins",
+                                                        count(a['parameters'], 'parameter')]))
 def vote(rng, about):
     "A majority among five votes."
     (person, job), pair = _who(rng), rng.sample(COLOURS, 2)
     votes = rng.sample(pair + [rng.choice(pair) for _ in range(3)], 5) # both colours occur
     who = rng.choice('ants bees birds fish lamps robots'.split())
-    q = _hello(rng, person, job) + rng.choice([f' Five {who} vote {listed(votes)}. What do they choose?', f' The votes of five {who} are {listed(votes)}. Which colour wins?'])
+    q = _hello(rng, person, job) + rng.choice([f' Five {who} vote {listed(votes)}. What do they choose?',
+                                               f' The votes of five {who} are {listed(votes)}. Which colour wins?'])
     counts, best = _majority(votes)
-    a = rng.choice([f'None of the {who} decided it.', f'No one of the {who} counted the votes.', f'The choice belongs to all {who} together.'])
+    a = rng.choice([f'None of the {who} decided it.', f'No one of the {who} counted the votes.',
+                    f'The choice belongs to all {who} together.'])
     return _talk(q, f'The count is {counts}, so {best} wins. {a} {_parts(rng, about)}', votes=votes)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-flock
-@family('consciousness', 'emergence', check=checked(lambda m, a: [f"all fly at {sum(m['headings']) // 3} degrees", count(a['parameters'], 'parameter')]), held_out=True)
+@family('consciousness', 'emergence', check=checked(lambda m,
+                                                    a: [f"all fly at {sum(m['headings']) // 3} degrees",
+                                                        count(a['parameters'], 'parameter')]), held_out=True)
 def flock(rng, about):
     "Three birds that take the average of their headings."
     person, job = _who(rng)
     x, y = rng.randint(2, 30), rng.randint(2, 30)
     headings = [x, y, 3 * rng.randint((x + y) // 3 + 1, 30) - x - y] # so that the average is whole
     birds = rng.choice('cranes crows ducks geese gulls swans'.split())
-    q = _hello(rng, person, job) + rng.choice([f' Three {birds} fly at {listed(headings)} degrees. Each turns to the average of all. What happens?',
-                                               f' If three {birds} at {listed(headings)} degrees all turn to their average, where do they fly?'])
-    return _talk(q, f'After that all fly at {sum(headings) // 3} degrees. No bird leads the {birds}. {_parts(rng, about)}', headings=headings)
+    q = _hello(rng, person, job) + ' ' + rng.choice([
+        f'Three {birds} fly at {listed(headings)} degrees. Each turns to the average of all. What happens?',
+        f'If three {birds} at {listed(headings)} degrees all turn to their average, where do they fly?'])
+    return _talk(q, f'After that all fly at {sum(headings) // 3} degrees. No bird leads the {birds}. {_parts(rng, about)}',
+                 headings=headings)

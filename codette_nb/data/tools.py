@@ -94,6 +94,7 @@ def run_tool(
         return t.run(workspace, **arguments)[:RESULT_LIMIT]
     except CodetteError as e: return f'Error: {e}'
     except OSError as e: return f'Error: {e.strerror or type(e).__name__}' # not str(e), which names the full path
+    except UnicodeError: return 'Error: the arguments hold characters that are not Unicode'
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-ws
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ def evaluate(node):
             return BINARY[type(node.op)](a, b)
     raise CodetteError(f"an expression has numbers and + - * / // % **, not {type(node).__name__}")
 
+# %% ../../nbs/11b_data.tools.ipynb #tool-plain
 def plain(x: float) -> str:
     "A number as people write it: whole numbers bare, others to two decimals."
     x = round(x, 2)
@@ -192,11 +194,13 @@ def plain(x: float) -> str:
 def calculate(workspace, expression):
     "The value of an arithmetic expression, to ten digits."
     if len(expression) > 200: raise CodetteError("the expression is longer than 200 characters")
-    try: x = evaluate(ast.parse(expression.strip(), mode='eval'))
+    try:
+        x = evaluate(ast.parse(expression.strip(), mode='eval'))
+        if isinstance(x, int): return str(x)
+        if isinstance(x, float) and math.isfinite(x): return f'{x:.10g}'
     except (SyntaxError, ValueError, ArithmeticError, RecursionError) as e:
-        raise CodetteError(f"{expression} cannot be computed: {type(e).__name__ if isinstance(e, RecursionError) else e}") from e
-    if isinstance(x, complex): raise CodetteError(f"{expression} is not a real number")
-    return str(x) if isinstance(x, int) else f'{x:.10g}'
+        raise CodetteError(f"{expression} cannot be computed: {getattr(e, 'msg', e)}") from e
+    raise CodetteError(f"{expression} is not a finite real number")
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-data
 def _summary(x, y): return dict(count=len(x), mean=statistics.fmean(x), median=statistics.median(x), min=min(x), max=max(x))
@@ -214,9 +218,10 @@ def analyze_data(workspace, data, analysis_type, other=()):
     if len(data) < 2: raise CodetteError("data needs at least two numbers")
     if analysis_type == 'correlation' and len(data) != len(other):
         raise CodetteError("a correlation needs data and other of the same length")
-    try: found = ANALYSES[analysis_type](data, other)
-    except (statistics.StatisticsError, ArithmeticError) as e: raise CodetteError(f"the {analysis_type} cannot be computed: {e}") from e
-    return ', '.join(f'{k} {v if isinstance(v, str) else plain(v)}' for k, v in found.items())
+    try:
+        found = ANALYSES[analysis_type](data, other)
+        return ', '.join(f'{k} {v if isinstance(v, str) else plain(v)}' for k, v in found.items())
+    except (ValueError, ArithmeticError) as e: raise CodetteError(f"the {analysis_type} cannot be computed: {e}") from e
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-py-src
 # What runs in the other process: a program's output and, if it fails, the last line of the traceback.
@@ -263,6 +268,7 @@ def run_python(
         out.seek(0)
         return out.read(4 * RESULT_LIMIT).decode('utf-8', 'replace')
 
+# %% ../../nbs/11b_data.tools.ipynb #tool-py-tool
 @tool('code_execution', 'Run a Python program.', 'code', code=dict(type='string'))
 def execute_python(workspace, code):
     "What a program printed."
@@ -301,17 +307,19 @@ def trusted_python(
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-facts
 ELEMENTS = {name: (symbol, int(number)) for name, symbol, number in (row.split() for row in '''
-hydrogen H 1,helium He 2,lithium Li 3,beryllium Be 4,boron B 5,carbon C 6,nitrogen N 7,oxygen O 8,fluorine F 9,neon Ne 10,sodium Na 11,
-magnesium Mg 12,aluminium Al 13,silicon Si 14,phosphorus P 15,sulfur S 16,chlorine Cl 17,argon Ar 18,potassium K 19,calcium Ca 20,
-titanium Ti 22,chromium Cr 24,iron Fe 26,cobalt Co 27,nickel Ni 28,copper Cu 29,zinc Zn 30,bromine Br 35,silver Ag 47,tin Sn 50,
+hydrogen H 1,helium He 2,lithium Li 3,beryllium Be 4,boron B 5,carbon C 6,nitrogen N 7,oxygen O 8,fluorine F 9,neon Ne 10,
+sodium Na 11,magnesium Mg 12,aluminium Al 13,silicon Si 14,phosphorus P 15,sulfur S 16,chlorine Cl 17,argon Ar 18,
+potassium K 19,calcium Ca 20,titanium Ti 22,chromium Cr 24,iron Fe 26,cobalt Co 27,nickel Ni 28,copper Cu 29,zinc Zn 30,bromine Br 35,silver Ag 47,tin Sn 50,
 iodine I 53,platinum Pt 78,gold Au 79,mercury Hg 80,lead Pb 82'''.replace('\n', '').split(','))}
-CAPITALS = dict(row.strip().split(' ') for row in '''France Paris,Italy Rome,Spain Madrid,Portugal Lisbon,Germany Berlin,Austria Vienna,
+CAPITALS = dict(row.strip().split(' ')
+                for row in '''France Paris,Italy Rome,Spain Madrid,Portugal Lisbon,Germany Berlin,Austria Vienna,
 Poland Warsaw,Norway Oslo,Sweden Stockholm,Finland Helsinki,Denmark Copenhagen,Iceland Reykjavik,Ireland Dublin,Greece Athens,
 Hungary Budapest,Romania Bucharest,Bulgaria Sofia,Ukraine Kyiv,Japan Tokyo,China Beijing,Thailand Bangkok,Canada Ottawa,
 Cuba Havana,Peru Lima,Egypt Cairo,Kenya Nairobi,Ghana Accra,Morocco Rabat,Turkey Ankara,Australia Canberra'''.split(','))
 PLANETS = dict(Mercury=(1, 2440), Venus=(2, 6052), Earth=(3, 6371), Mars=(4, 3390), Jupiter=(5, 69911), Saturn=(6, 58232),
                Uranus=(7, 25362), Neptune=(8, 24622)) # place from the Sun, mean radius in km
-MOUNTAINS = dict(Everest=8849, Lhotse=8516, Makalu=8485, Annapurna=8091, Aconcagua=6961, Denali=6190, Kilimanjaro=5895, Elbrus=5642, Fuji=3776) # metres
+MOUNTAINS = dict(Everest=8849, Lhotse=8516, Makalu=8485, Annapurna=8091, Aconcagua=6961, Denali=6190, Kilimanjaro=5895,
+                 Elbrus=5642, Fuji=3776) # metres
 UNITS = dict(km=('m', 1000), m=('cm', 100), cm=('mm', 10), kg=('g', 1000), weeks=('days', 7), days=('hours', 24),
              hours=('minutes', 60), minutes=('seconds', 60)) # one of the first is so many of the second
 
@@ -378,6 +386,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(out)
     do_GET = do_POST = do_PUT = do_DELETE = serve
 
+# %% ../../nbs/11b_data.tools.ipynb #tool-fetch
 @lru_cache(maxsize=1)
 def _local(pid):
     server = ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
@@ -390,7 +399,8 @@ def fetch_local(
     body=None,     # sent as JSON; None sends none
 ) -> tuple[int, str]: # HTTP status, text of the answer
     "Ask the small web, over HTTP; refuses any other address."
-    parts = urlsplit(url)
+    try: parts = urlsplit(url)
+    except ValueError as e: raise CodetteError(f"{url} is not a URL: {e}") from e
     if (parts.scheme, parts.netloc) != ('http', 'localhost'):
         raise CodetteError(f"{url} is not reachable from here: give a URL that begins with http://localhost/")
     connection, lock = _local(os.getpid())
@@ -474,6 +484,7 @@ def replay(record: Record):
     assert not calls and record.messages[-1]['role'] == 'assistant', 'the last turn is not an answer'
     assert _numbers(answer(record)) <= _numbers(seen), answer(record)
 
+# %% ../../nbs/11b_data.tools.ipynb #tool-checked
 def checked(
     expect, # (meta) -> the texts that the answer must contain, computed from the inputs
 ):          # a `check` for `family`
@@ -503,7 +514,8 @@ def _lines(counts): return ''.join(f'{thing}: {n}\n' for thing, n in counts.item
 def _ask(rng, person, *ways):
     # a wording, and who is asking: said first, said last, or not said
     q = rng.choice(ways)
-    return rng.choice([q, f'I am {person}. {q}', f'{q} This is for {person}.', f'Hello, {person} here. {q}', f'{person} needs help: {q}'])
+    return rng.choice([q, f'I am {person}. {q}', f'{q} This is for {person}.', f'Hello, {person} here. {q}',
+                       f'{person} needs help: {q}'])
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-read
 @family('tool_use', 'file_operations', check=checked(lambda m: [m['file'], f"{m['counts'][m['thing']]} {m['thing']}"]))
@@ -517,7 +529,8 @@ def read_value(rng, about):
     with scratch(files) as w:
         t = Talk(w, q, rng.choice(['read_file', 'read_file list_directory', 'read_file write_file']))
         t.call('read_file', rng.choice(['', f'I will read {file}.']), path=file)
-        return t.record(rng.choice([f'{file} says {n} {thing}.', f'There are {n} {thing} in {file}.', f'The number in {file} is {n} {thing}.']),
+        return t.record(rng.choice([f'{file} says {n} {thing}.', f'There are {n} {thing} in {file}.',
+                                    f'The number in {file} is {n} {thing}.']),
                         files=files, file=file, thing=thing, counts=counts)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-missing
@@ -548,7 +561,8 @@ def write_and_read(rng, about):
         t = Talk(w, q, 'write_file read_file')
         t.call('write_file', path=file, content=line)
         t.call('read_file', path=file)
-        return t.record(rng.choice([f'{file} now says {line}.', f'I wrote {file}, and it says {line}.', f'Done: {file} says {line}.']),
+        return t.record(rng.choice([f'{file} now says {line}.', f'I wrote {file}, and it says {line}.',
+                                    f'Done: {file} says {line}.']),
                         file=file, thing=thing, n=n)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-none
@@ -563,12 +577,14 @@ def no_tool(rng, about):
     counts, person, place = _counts(rng, 3), rng.choice(PEOPLE), rng.choice(PLACES)
     thing, n = rng.choice(list(counts.items()))
     note = listed([f'{k} {t}' for t, k in counts.items()])
-    q = rng.choice([f'In the {place} {person} has {note}. How many {thing} are there?', f'{person} counts {note} in the {place}. What is the number of {thing}?',
+    q = rng.choice([f'In the {place} {person} has {note}. How many {thing} are there?',
+                    f'{person} counts {note} in the {place}. What is the number of {thing}?',
                     f'{person} keeps {note} in the {place}. Tell me how many {thing} there are.'])
     a = rng.choice([f'{person} has {n} {thing} in the {place}.', f'In the {place} {person} has {n} {thing}.'])
     with scratch() as w:
         return Talk(w, q, rng.choice(['read_file', 'read_file list_directory', 'calculate read_file'])).record(
-            a + rng.choice([' Your message says so; no tool is needed.', ' No file has to be read for that.', '']), thing=thing, counts=counts)
+            a + rng.choice([' Your message says so; no tool is needed.', ' No file has to be read for that.', '']),
+            thing=thing, counts=counts)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-search
 @family('tool_use', 'file_operations', check=checked(lambda m: [m['file'], f"{m['n']} {m['thing']}"]), held_out=True)
@@ -578,15 +594,18 @@ def search_notes(rng, about):
     (thing, n), (thing2, n2) = _counts(rng, 2).items()
     file, person = names[0], rng.choice(PEOPLE)
     files = {file: f'{thing}: {n}\n', names[1]: f'{thing2}: {n2}\n'}
-    q = _ask(rng, person, f'Which file lists {thing}, and how many?', f'Find the file that mentions {thing} and tell me the number.')
+    q = _ask(rng, person, f'Which file lists {thing}, and how many?',
+             f'Find the file that mentions {thing} and tell me the number.')
     with scratch(files) as w:
         t = Talk(w, q, 'search_files read_file')
         t.call('search_files', pattern=thing)
-        return t.record(rng.choice([f'{file} lists {n} {thing}.', f'The {thing} are in {file}: {n} {thing}.']), files=files, file=file, thing=thing, n=n)
+        return t.record(rng.choice([f'{file} lists {n} {thing}.', f'The {thing} are in {file}: {n} {thing}.']), files=files,
+                        file=file, thing=thing, n=n)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-list
 PROGRAMS = {'sum': ('sum(numbers)', sum), 'largest number': ('max(numbers)', max), 'smallest number': ('min(numbers)', min),
-            'range': ('max(numbers) - min(numbers)', lambda x: max(x) - min(x)), 'average': ('sum(numbers) / len(numbers)', lambda x: sum(x) / len(x))}
+            'range': ('max(numbers) - min(numbers)', lambda x: max(x) - min(x)),
+            'average': ('sum(numbers) / len(numbers)', lambda x: sum(x) / len(x))}
 
 @family('tool_use', 'code_execution', check=checked(lambda m: [f"the {m['what']} is {PROGRAMS[m['what']][1](m['numbers'])}"]))
 def list_program(rng, about):
@@ -594,12 +613,14 @@ def list_program(rng, about):
     person, thing, numbers = rng.choice(PEOPLE), rng.choice(THINGS), [rng.randint(2, 60) for _ in range(4)]
     what = rng.choice(list(PROGRAMS))
     said = listed(numbers)
-    q = rng.choice([f'{person} counted {said} {thing}. Use Python to find the {what}.', f'Run a program that prints the {what} of {said}. {person} counted {thing}.',
+    q = rng.choice([f'{person} counted {said} {thing}. Use Python to find the {what}.',
+                    f'Run a program that prints the {what} of {said}. {person} counted {thing}.',
                     f'In four rooms {person} found {said} {thing}. Compute the {what} in Python.'])
     with scratch() as w:
         t = Talk(w, q, 'execute_python')
         result = t.call('execute_python', code=f'numbers = {numbers}\nprint({PROGRAMS[what][0]})')
-        return t.record(rng.choice([f'For the {thing} of {person} the {what} is {result}.', f'The program printed {result}, so the {what} is {result}.']),
+        return t.record(rng.choice([f'For the {thing} of {person} the {what} is {result}.',
+                                    f'The program printed {result}, so the {what} is {result}.']),
                         what=what, numbers=numbers)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-fix
@@ -608,8 +629,10 @@ def _mistake(rng, thing, n):
     one = thing[:-1]
     return rng.choice([
         (f'{thing} = {n}\nprint({one})', f'{thing} = {n}\nprint({thing})', f'the name is {thing}, not {one}', 'NameError'),
-        (f'stock = {{"{thing}": {n}}}\nprint(stock["{one}"])', f'stock = {{"{thing}": {n}}}\nprint(stock["{thing}"])', f'the key is {thing}, not {one}', 'KeyError'),
-        (f'{thing} = {n}\nprint("{thing} " + {thing})', f'{thing} = {n}\nprint("{thing} " + str({thing}))', 'a number must become text first', 'TypeError')])
+        (f'stock = {{"{thing}": {n}}}\nprint(stock["{one}"])', f'stock = {{"{thing}": {n}}}\nprint(stock["{thing}"])',
+         f'the key is {thing}, not {one}', 'KeyError'),
+        (f'{thing} = {n}\nprint("{thing} " + {thing})', f'{thing} = {n}\nprint("{thing} " + str({thing}))',
+         'a number must become text first', 'TypeError')])
 
 @family('tool_use', 'code_execution', check=checked(lambda m: [m['error'], m['why'], f"prints {m['out']}"]))
 def fix_error(rng, about):
@@ -623,7 +646,8 @@ def fix_error(rng, about):
         t = Talk(w, q, 'execute_python')
         t.call('execute_python', code=bad)
         out = t.call('execute_python', f'That is a {error}.', code=good)
-        return t.record(rng.choice([f'The program had a {error}: {why}. Now it prints {out}.', f'It failed with a {error}, because {why}. The new one prints {out}.']),
+        return t.record(rng.choice([f'The program had a {error}: {why}. Now it prints {out}.',
+                                    f'It failed with a {error}, because {why}. The new one prints {out}.']),
                         error=error, why=why, out=str(n) if error != 'TypeError' else f'{thing} {n}')
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-sort
@@ -658,7 +682,8 @@ def look_up(rng, about):
         t = Talk(w, q, rng.choice(['web_search', 'web_search calculate']))
         t.call('web_search', rng.choice(['', f'I will search for {what}.']), query=what.removeprefix('the '))
         says = f'{what} is {fact}'
-        return t.record(rng.choice([f'{person}, {says}.', f'I found that {says}.', f'One page answers it: {says}.']), topic=topic, name=name)
+        return t.record(rng.choice([f'{person}, {says}.', f'I found that {says}.', f'One page answers it: {says}.']), topic=topic,
+                        name=name)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-two
 @family('tool_use', 'web_search', check=checked(lambda m: [f'{n} has {ELEMENTS[n][1]}' for n in m['names']] +
@@ -674,65 +699,84 @@ def compare(rng, about):
         for n in names: t.call('web_search', query=f'atomic number of {n}')
         (x, y), larger = [ELEMENTS[n][1] for n in names], max(names, key=lambda n: ELEMENTS[n][1])
         return t.record(rng.choice([f'Of the two, {a} has {x} and {b} has {y}, so {larger} has the larger atomic number.',
-                                    f'The pages say that {a} has {x} and {b} has {y}: {larger} has the larger one.']), names=names)
+                                    f'The pages say that {a} has {x} and {b} has {y}: {larger} has the larger one.']),
+                        names=names)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-nothing
 @family('tool_use', 'web_search', check=checked(lambda m: [f"no page about the capital of {m['land']}"]))
 def nothing_found(rng, about):
     "A search that finds nothing, and an answer that invents nothing."
-    land = rng.choice('Bel Dor Fal Kel Lum Nor Sel Vel Wen Zan'.split()) + rng.choice('a e i o u'.split()) + rng.choice('dria landia mora nesia ronia vania'.split())
+    land = ''.join(rng.choice(part.split()) for part in
+                   ('Bel Dor Fal Kel Lum Nor Sel Vel Wen Zan', 'a e i o u', 'dria landia mora nesia ronia vania'))
     person, place = rng.choice(PEOPLE), rng.choice(PLACES)
-    q = rng.choice([f'What is the capital of {land}? {person} asks from the {place}.', f'{person} in the {place} wants to know the capital of {land}.',
+    q = rng.choice([f'What is the capital of {land}? {person} asks from the {place}.',
+                    f'{person} in the {place} wants to know the capital of {land}.',
                     f'Please search for the capital of {land}. It is for {person} in the {place}.'])
     with scratch() as w:
         t = Talk(w, q, rng.choice(['web_search', 'web_search calculate']))
         t.call('web_search', query=f'capital of {land}')
-        return t.record(f'I found no page about the capital of {land}' + rng.choice([', so I cannot say what it is.', '. I do not know it.', f'. Please check the name, {person}.']), land=land)
+        return t.record(f'I found no page about the capital of {land}'
+                        + rng.choice([', so I cannot say what it is.', '. I do not know it.',
+                                      f'. Please check the name, {person}.']), land=land)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-mountain
-@family('tool_use', 'web_search', check=checked(lambda m: [f"Mount {m['name']} has a height of {MOUNTAINS[m['name']]} m"]), held_out=True)
+@family('tool_use', 'web_search', check=checked(lambda m: [f"Mount {m['name']} has a height of {MOUNTAINS[m['name']]} m"]),
+        held_out=True)
 def mountain(rng, about):
     "How high a mountain is."
     name, person, place = rng.choice(list(MOUNTAINS)), rng.choice(PEOPLE), rng.choice(PLACES)
-    q = rng.choice([f'How high is Mount {name}? {person} asks from the {place}.', f'{person} in the {place} wants to know the height of Mount {name}.'])
+    q = rng.choice([f'How high is Mount {name}? {person} asks from the {place}.',
+                    f'{person} in the {place} wants to know the height of Mount {name}.'])
     with scratch() as w:
         t = Talk(w, q, 'web_search')
         t.call('web_search', query=f'height of Mount {name}')
-        return t.record(rng.choice([f'Mount {name} has a height of {MOUNTAINS[name]} m.', f'{person}, Mount {name} has a height of {MOUNTAINS[name]} m.']), name=name)
+        return t.record(rng.choice([f'Mount {name} has a height of {MOUNTAINS[name]} m.',
+                                    f'{person}, Mount {name} has a height of {MOUNTAINS[name]} m.']), name=name)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-summary
-MEASURES = {'rain': 'mm', 'snow': 'cm', 'milk': 'litres', 'wood': 'kg', 'walking': 'km', 'reading': 'pages', 'rope': 'metres', 'honey': 'jars'}
+MEASURES = {'rain': 'mm', 'snow': 'cm', 'milk': 'litres', 'wood': 'kg', 'walking': 'km', 'reading': 'pages', 'rope': 'metres',
+            'honey': 'jars'}
 SUMMARY = dict(mean=lambda x: sum(x) / len(x), median=lambda x: (sorted(x)[(len(x) - 1) // 2] + sorted(x)[len(x) // 2]) / 2,
                smallest=min, largest=max)
 
-@family('tool_use', 'data_analysis', check=checked(lambda m: [f"the {k} {'value ' * (k[-1] == 't')}is {plain(SUMMARY[k](m['data']))} {m['unit']}" for k in m['asked']]))
+def _named(k): return f'{k} value' if k.endswith('est') else k
+
+def _statistics(asked, data, unit): return [f'the {_named(k)} is {plain(SUMMARY[k](data))} {unit}' for k in asked]
+
+@family('tool_use', 'data_analysis', check=checked(lambda m: _statistics(m['asked'], m['data'], m['unit'])))
 def summary(rng, about):
     "Two statistics of a short list."
     thing, person, place = rng.choice(list(MEASURES)), rng.choice(PEOPLE), rng.choice(PLACES)
     unit, data = MEASURES[thing], [rng.randint(2, 30) for _ in range(rng.choice([4, 5]))]
     asked = rng.sample(list(SUMMARY), 2)
-    names = {k: f'{k} value' if k[-1] == 't' else k for k in asked}
-    q = rng.choice([f'{person} notes {listed(data)} {unit} of {thing}.', f'For {thing} {person} wrote down {listed(data)} {unit}.',
-                    f'Here are the {unit} of {thing} from {person}: {listed(data)}.']) + f' What are the {names[asked[0]]} and the {names[asked[1]]}?'
+    q = rng.choice([f'{person} notes {listed(data)} {unit} of {thing}.',
+                    f'For {thing} {person} wrote down {listed(data)} {unit}.',
+                    f'Here are the {unit} of {thing} from {person}: {listed(data)}.'])
+    q += f' What are the {_named(asked[0])} and the {_named(asked[1])}?'
     with scratch() as w:
         t = Talk(w, q, rng.choice(['analyze_data', 'analyze_data calculate']))
         t.call('analyze_data', data=data, analysis_type='summary')
-        parts = [f'the {names[k]} is {plain(SUMMARY[k](data))} {unit}' for k in asked]
-        return t.record(rng.choice([f'For {thing} {listed(parts)}.', f'{person}, {listed(parts)}.']), data=data, unit=unit, asked=asked)
+        parts = _statistics(asked, data, unit)
+        return t.record(rng.choice([f'For {thing} {listed(parts)}.', f'{person}, {listed(parts)}.']), data=data, unit=unit,
+                        asked=asked)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-shop
 @family('tool_use', 'data_analysis', check=checked(lambda m: [f"{m['packs'] * m['each'] + m['loose']} {m['thing']}"]))
 def packed(rng, about):
     "Things in packs, and some that are loose."
     thing, person, place = rng.choice(THINGS), rng.choice(PEOPLE), rng.choice(PLACES)
-    pack, packs, each, loose = rng.choice('bags crates trays baskets'.split()), rng.randint(2, 12), rng.randint(2, 24), rng.randint(2, 20)
-    q = rng.choice([f'{person} has {packs} {pack} with {each} {thing} each and {loose} more {thing} in the {place}. How many is that?',
-                    f'In the {place} there are {packs} {pack} of {each} {thing} and {loose} single ones. How many {thing} does {person} have?',
-                    f'{packs} {pack} hold {each} {thing} each, and {loose} {thing} lie in the {place}. What does {person} have in all?'])
+    pack = rng.choice('bags crates trays baskets'.split())
+    packs, each, loose = rng.randint(2, 12), rng.randint(2, 24), rng.randint(2, 20)
+    q = rng.choice([
+        f'{person} has {packs} {pack} with {each} {thing} each and {loose} more {thing} in the {place}. How many is that?',
+        f'In the {place} are {packs} {pack} of {each} {thing} and {loose} single ones. How many {thing} does {person} have?',
+        f'{packs} {pack} hold {each} {thing} each, and {loose} {thing} lie in the {place}. What does {person} have in all?'])
     with scratch() as w:
         t = Talk(w, q, rng.choice(['calculate', 'calculate read_file']))
         n = t.call('calculate', expression=f'{packs} * {each} + {loose}')
-        return t.record(rng.choice([f'{person} has {n} {thing} in all.', f'{packs} {pack} with {each} each and {loose} more make {n} {thing}.', f'That is {n} {thing} in the {place}.']),
+        return t.record(rng.choice([f'{person} has {n} {thing} in all.',
+                                    f'{packs} {pack} with {each} each and {loose} more make {n} {thing}.',
+                                    f'That is {n} {thing} in the {place}.']),
                         packs=packs, each=each, loose=loose, thing=thing)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-trend
@@ -755,7 +799,8 @@ def trend(rng, about):
         return t.record(f'The trend of {thing} is {direction}.', data=data, thing=thing)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-convert
-@family('tool_use', 'apis', check=checked(lambda m: [f"{m['value']} {m['unit']} are {m['value'] * UNITS[m['unit']][1]} {UNITS[m['unit']][0]}"]))
+@family('tool_use', 'apis',
+        check=checked(lambda m: [f"{m['value']} {m['unit']} are {m['value'] * UNITS[m['unit']][1]} {UNITS[m['unit']][0]}"]))
 def convert(rng, about):
     "A unit turned into a smaller one by a service."
     unit, value, person, place = rng.choice(list(UNITS)), rng.randint(2, 90), rng.choice(PEOPLE), rng.choice(PLACES)
@@ -765,8 +810,10 @@ def convert(rng, about):
                     f'How many {to} are {value} {unit}? {person} has a service in the {place}: http://localhost/convert'])
     with scratch() as w:
         t = Talk(w, q, rng.choice(['api_call', 'api_call read_file', 'api_call web_search']))
-        result = json.loads(t.call('api_call', rng.choice(['', 'I will ask the service.']), url=f'http://localhost/convert?value={value}&from={unit}&to={to}', method='GET'))['result']
-        return t.record(rng.choice(['The service says that ', f'{person}, ', '']) + f'{value} {unit} are {result} {to}.', unit=unit, value=value)
+        result = json.loads(t.call('api_call', rng.choice(['', 'I will ask the service.']),
+                                   url=f'http://localhost/convert?value={value}&from={unit}&to={to}', method='GET'))['result']
+        return t.record(rng.choice(['The service says that ', f'{person}, ', '']) + f'{value} {unit} are {result} {to}.',
+                        unit=unit, value=value)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-order
 @family('tool_use', 'apis', check=checked(lambda m: [f"{m['count']} {m['thing']}", f"{m['count'] * m['price']} coins"]))
@@ -774,17 +821,25 @@ def order(rng, about):
     "An order sent to a service that adds up the price."
     thing, person, place = rng.choice([t for t in THINGS if t != 'coins']), rng.choice(PEOPLE), rng.choice(PLACES)
     count, price = rng.randint(2, 30), rng.randint(2, 20)
-    q = rng.choice([f'Order {count} {thing} at {price} coins each for {person} in the {place}. The service is http://localhost/orders',
-                    f'{person} needs {count} {thing} for the {place}, {price} coins each. Send the order to http://localhost/orders',
-                    f'Please send http://localhost/orders an order of {count} {thing} at {price} coins each for the {place} of {person}.'])
+    url = 'http://localhost/orders'
+    q = rng.choice([f'Order {count} {thing} at {price} coins each for {person} in the {place}. The service is {url}',
+                    f'{person} needs {count} {thing} for the {place}, {price} coins each. Send the order to {url}',
+                    f'Please send {url} an order of {count} {thing} at {price} coins each for the {place} of {person}.'])
     with scratch() as w:
         t = Talk(w, q, rng.choice(['api_call', 'api_call calculate']))
-        total = json.loads(t.call('api_call', url='http://localhost/orders', method='POST', body=dict(item=thing, count=count, price=price)))['total']
-        return t.record(rng.choice([f'I ordered {count} {thing} for {total} coins.', f'The {count} {thing} for {person} cost {total} coins in all.',
-                                    f'The order of {count} {thing} is sent. It costs {total} coins.']), thing=thing, count=count, price=price)
+        total = json.loads(t.call('api_call', url='http://localhost/orders', method='POST',
+                                  body=dict(item=thing, count=count, price=price)))['total']
+        return t.record(rng.choice([f'I ordered {count} {thing} for {total} coins.',
+                                    f'The {count} {thing} for {person} cost {total} coins in all.',
+                                    f'The order of {count} {thing} is sent. It costs {total} coins.']), thing=thing, count=count,
+                        price=price)
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-fam-planet
-@family('tool_use', 'apis', check=checked(lambda m: [f"{m['name']} has a radius of {PLANETS[m['name']][1]} km and is planet {PLANETS[m['name']][0]}"]), held_out=True)
+def _orbit(name):
+    place, radius = PLANETS[name]
+    return f'{name} has a radius of {radius} km and is planet {place} from the Sun.'
+
+@family('tool_use', 'apis', check=checked(lambda m: [_orbit(m['name'])]), held_out=True)
 def planet(rng, about):
     "Two facts about a planet, from a service."
     name, person, place = rng.choice(list(PLANETS)), rng.choice(PEOPLE), rng.choice(PLACES)
