@@ -160,8 +160,8 @@ def read_corpus(
         real = os.path.realpath(p)
         if real not in seen: _read_file(corpus, p, p.relative_to(path).as_posix())
         seen.add(real)
-    if not corpus.records: raise CodetteError(f"nothing usable in {corpus.summary()}: give a folder with {', '.join(SUFFIXES)} files")
-    return corpus
+    if corpus.records: return corpus
+    raise CodetteError(f"nothing usable in {corpus.summary()}: give a folder with {', '.join(SUFFIXES)} files")
 
 # %% ../../nbs/12_data.corpora.ipynb #cor-opt
 def parse_data_option(
@@ -204,10 +204,10 @@ def drop_repeated(
 def python_docs(
     repeated=False, # True keeps the repeated paragraphs, to measure what they do
 ) -> list[Record]:
-    "The documentation in `pydoc_data.topics`, a record per topic, source 'prose'. The text differs a little between Python versions."
+    "The documentation in `pydoc_data.topics`, a record per topic, source 'prose'; it differs a little between Python versions."
     try: from pydoc_data.topics import topics
     except ImportError as e:
-        raise CodetteError("this Python comes without pydoc_data: install its full standard library, or train without prose") from e
+        raise CodetteError("this Python lacks pydoc_data: install its full standard library, or train without prose") from e
     records = [Record(text=text.strip('\n') + '\n', source='prose', category='python', group=f'python:{name}')
                for name, text in sorted(topics.items())]
     return records if repeated else drop_repeated(records)
@@ -234,47 +234,26 @@ def _units(records):
     def root(i):
         while parent[i] != i: parent[i] = parent[parent[i]]; i = parent[i]
         return i
-    first = {}
+    first, length = {}, []
     for i, r in enumerate(records):
-        for key in (('text', fingerprint(render(r))), *([('group', r.group)] if r.group else [])):
+        text = render(r)
+        length.append(len(text))
+        for key in (('text', fingerprint(text)), *([('group', r.group)] if r.group else [])):
             parent[root(i)] = root(first.setdefault(key, i))
     units = {}
     for i in range(len(records)): units.setdefault(root(i), []).append(i)
-    return list(units.values())
+    return list(units.values()), [sum(length[i] for i in u) for u in units.values()]
 
 # %% ../../nbs/12_data.corpora.ipynb #cor-draw
 def _draw(sizes, target, seed):
-    order = [i for i, n in enumerate(sizes) if n <= target/2]
-    random.Random(seed).shuffle(order)
-    held, n = set(), 0
-    for i in order:
-        if n + sizes[i] <= 1.05*target: held.add(i); n += sizes[i]
+    for most in (target/2, target, 3*target):
+        order = [i for i, n in enumerate(sizes) if n <= most]
+        random.Random(seed).shuffle(order)
+        held, n = set(), 0
+        for i in order:
+            if not held or n + sizes[i] <= 1.05*target: held.add(i); n += sizes[i]
+        if n >= target/2: break
     return held
-
-def split_documents(
-    records,      # iterable of `Record`
-    held_out=.1,  # share of the text to hold out, between 0 and 1
-    seed: int=0,  # of the draw
-) -> tuple[list[Record], list[Record]]: # training and held-out part, each in the order given
-    "Split so that no text, no group and no paragraph lies on both sides; raises `CodetteError` if there is too little to split."
-    records = list(records)
-    if not 0 < held_out < 1: raise CodetteError(f"held_out must lie between 0 and 1, not {held_out}")
-    target = held_out*sum(len(render(r)) for r in records)
-    sizes = lambda units: [sum(len(render(records[i])) for i in u) for u in units]
-    units = _units(records)
-    if sum(n for n in sizes(units) if n <= target/2) < 2*target:
-        alone = Counter(r.group for r in records)
-        long = lambda r: r.text is not None and len(r.text) > target/2 and (not r.group or alone[r.group] == 1)
-        records = [s for r in records for s in (sections(r, max(1, round(target/4))) if long(r) else [r])]
-        units = _units(records)
-    held = {i for u in _draw(sizes(units), target, seed) for i in units[u]}
-    train = [r for i, r in enumerate(records) if i not in held]
-    known = {fingerprint(p) for r in train if r.text is not None for p in paragraphs(r.text)}
-    held = _without([records[i] for i in sorted(held)], known)
-    if not (train and held):
-        raise CodetteError(f"{_n(len(records), 'record')} with {_n(round(target/held_out), 'character')} cannot be split "
-                           "into a training and a held-out part: give more text")
-    return train, held
 
 def _without(records, known):
     out = []
@@ -284,6 +263,31 @@ def _without(records, known):
         if len(keep) == len(ps): out.append(r)
         elif keep: out.append(replace(r, text='\n\n'.join(keep)))
     return out
+
+# %% ../../nbs/12_data.corpora.ipynb #cor-split
+def split_documents(
+    records,      # iterable of `Record`
+    held_out=.1,  # share of the text to hold out, between 0 and 1
+    seed: int=0,  # of the draw
+) -> tuple[list[Record], list[Record]]: # training and held-out part, each in the order given
+    "Split so that no text, no group and no paragraph lies on both sides; raises `CodetteError` if there is too little to split."
+    records = list(records)
+    if not 0 < held_out < 1: raise CodetteError(f"held_out must lie between 0 and 1, not {held_out}")
+    units, sizes = _units(records)
+    target = held_out*sum(sizes)
+    if sum(n for n in sizes if n <= target/2) < 2*target:
+        alone = Counter(r.group for r in records)
+        long = lambda r: r.text is not None and len(r.text) > target/2 and (not r.group or alone[r.group] == 1)
+        records = [s for r in records for s in (sections(r, max(1, round(target/4))) if long(r) else [r])]
+        units, sizes = _units(records)
+    held = {i for u in _draw(sizes, target, seed) for i in units[u]}
+    train = [r for i, r in enumerate(records) if i not in held]
+    known = {fingerprint(p) for r in train if r.text is not None for p in paragraphs(r.text)}
+    held = _without([records[i] for i in sorted(held)], known)
+    if not (train and held):
+        raise CodetteError(f"{_n(len(records), 'record')} with {_n(round(target/held_out), 'character')} cannot be split "
+                           "into a training and a held-out part: give more text")
+    return train, held
 
 # %% ../../nbs/12_data.corpora.ipynb #cor-overlap
 def _ngrams(texts, n):

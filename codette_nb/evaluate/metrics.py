@@ -103,7 +103,7 @@ def windows(
         start = end - context
         yield start, end, done - start
 
-# %% ../../nbs/50_evaluate.metrics.ipynb #met-loss
+# %% ../../nbs/50_evaluate.metrics.ipynb #met-batch
 def _batches(spans, limit):
     # spans (length, …) sorted by length, cut where the padded batch would exceed `limit` tokens
     batch = []
@@ -112,11 +112,19 @@ def _batches(spans, limit):
         batch.append(s)
     if batch: yield batch
 
-def _place(model, dtype):
-    # device of the model, and a context for the number format
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    return device, torch.autocast(device.type, getattr(torch, dtype)) if dtype else nullcontext()
+def _padded(batch, documents):
+    # ids (B, T+1): what is read, shifted by one what is predicted; 0 where a window has ended
+    ids_bt = torch.zeros(len(batch), batch[0][0] + 1, dtype=torch.long)
+    for i, (n, d, s, e, _) in enumerate(batch): ids_bt[i, :n + 1] = torch.tensor(documents[d][s:e + 1])
+    return ids_bt
 
+def _forward(model, ids_bt):
+    # nats and hits (B, T) of a batch, as arrays
+    logits_btv, y_bt = model(ids_bt[:, :-1]).float(), ids_bt[:, 1:]
+    loss = torch.nn.functional.cross_entropy(logits_btv.flatten(0, 1), y_bt.flatten(), reduction='none')
+    return loss.view_as(y_bt).cpu().numpy(), (logits_btv.argmax(-1) == y_bt).cpu().numpy()
+
+# %% ../../nbs/50_evaluate.metrics.ipynb #met-loss
 def token_losses(
     model,         # model(ids (B, T)) -> logits (B, T, V); model.config.context_length, model.config.vocab_size
     documents,     # lists of token ids, each <bos> … <eos>
@@ -130,18 +138,13 @@ def token_losses(
     spans = [(e - s, d, s, e, k) for d, ids in enumerate(documents) if len(ids) > 1
              for s, e, k in windows(len(ids), c.context_length, stride or max(1, c.context_length//2))]
     nats, hits = np.zeros(offset[-1]), np.zeros(offset[-1], np.int64)
-    device, autocast = _place(model, dtype)
-    training = model.training
+    device, training = next((p.device for p in model.parameters()), torch.device('cpu')), model.training
+    autocast = torch.autocast(device.type, getattr(torch, dtype)) if dtype else nullcontext()
     model.eval()
     try:
         with torch.inference_mode(), autocast, progress_bar(total=len(spans), desc='evaluating', quiet=quiet) as bar:
             for batch in _batches(spans, max(c.context_length, 2**24//c.vocab_size)):
-                ids_bt = torch.zeros(len(batch), batch[0][0] + 1, dtype=torch.long)
-                for i, (n, d, s, e, _) in enumerate(batch): ids_bt[i, :n + 1] = torch.tensor(documents[d][s:e + 1])
-                ids_bt = ids_bt.to(device)
-                logits_btv, y_bt = model(ids_bt[:, :-1]).float(), ids_bt[:, 1:]
-                loss = torch.nn.functional.cross_entropy(logits_btv.flatten(0, 1), y_bt.flatten(), reduction='none')
-                loss_bt, hit_bt = loss.view_as(y_bt).cpu().numpy(), (logits_btv.argmax(-1) == y_bt).cpu().numpy()
+                loss_bt, hit_bt = _forward(model, _padded(batch, documents).to(device))
                 for i, (n, d, s, e, k) in enumerate(batch):
                     at = slice(offset[d] + s + k, offset[d] + e)
                     nats[at], hits[at] = loss_bt[i, k:n], hit_bt[i, k:n]
@@ -315,6 +318,7 @@ class Extraction:
         "Share of continuations reproduced whole; 0 if none was tried."
         return self.extracted/max(self.samples, 1)
 
+# %% ../../nbs/50_evaluate.metrics.ipynb #met-mem1
 def extraction(
     model, tokenizer, # see `evaluate`
     records,     # documents to try
