@@ -1,0 +1,94 @@
+"From a checkpoint to a GGUF file that llama.cpp reads as PyTorch meant it, for every tokenizer and every format."
+import errno, json, urllib.request
+import pytest, torch
+from codette_nb.core import CodetteError
+from codette_nb.data.records import render_chat
+from codette_nb.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, SimpleTokenizer
+from codette_nb.model.config import TransformerConfig
+from codette_nb.model.transformer import create_codette_model
+from codette_nb.quantize import gguf, verify
+from codette_nb.quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf, read_gguf
+from codette_nb.quantize.runtime import LlamaCpp
+from codette_nb.quantize.verify import llama_library, sample_texts, verify_gguf
+from codette_nb.train.checkpoint import save_checkpoint
+from test_modelfile import CHATS
+
+needs_llama = pytest.mark.skipif(llama_library() is None, reason='needs a build of xllamacpp that exposes the C functions of llama.cpp')
+KINDS = {'sentencepiece': lambda: SentencePieceTokenizer(512).fit(sample_texts()), 'words': lambda: SimpleTokenizer(512).fit(sample_texts()),
+         'bytes': lambda: ByteTokenizer(size=512)}
+
+@pytest.fixture(scope='module', params=KINDS)
+def made(request, tmp_path_factory):
+    "A model of random weights with one kind of tokenizer, and its checkpoint."
+    torch.manual_seed(0)
+    tok = KINDS[request.param]()
+    model = create_codette_model(TransformerConfig(tok.vocab_size, 128, 96, 2, 4))
+    with torch.no_grad():
+        for n, p in model.named_parameters(): p.add_(torch.randn_like(p)*(.15 if p.dim() == 2 else .05))
+    return model, tok, save_checkpoint(tmp_path_factory.mktemp(request.param)/'checkpoint', model, tok)
+
+@needs_llama
+@pytest.mark.parametrize('quantization', ['fp32', 'fp16', 'bf16', 'q8', 'q4_0'])
+def test_llama_cpp_agrees(made, quantization, tmp_path):
+    model, tok, checkpoint = made
+    path = convert_checkpoint_to_gguf(checkpoint, tok, tmp_path/'models'/'codette.gguf', quantization=quantization)
+    full = quantization == 'fp16'
+    r = verify_gguf(path, checkpoint if full else model, tok, strings=3000 if full else 300, tokens=512)
+    assert r.passed, r
+    assert r.token_differences == [] and r.pieces == 512 and r.logits.positions > 400
+    if full: assert r.logits.kl <= 1e-4 and r.logits.decisive > 50 and r.logits.overturned == 0
+
+def test_the_call_of_the_documentation(made, tmp_path, monkeypatch):
+    model, tokenizer, _ = made
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint('checkpoints/model_best', model, tokenizer)
+    gguf_path = convert_checkpoint_to_gguf('checkpoints/model_best', tokenizer, 'models/codette.gguf', quantization='fp16')
+    assert gguf_path.is_file() and read_gguf(gguf_path).metadata['general.file_type'] == 1
+
+def test_a_full_disk_leaves_no_file(made, tmp_path, monkeypatch):
+    def full(*a): raise OSError(errno.ENOSPC, 'No space left on device')
+    conv = GGUFConverter(made[2])
+    monkeypatch.setattr(gguf, 'quantise', full)
+    with pytest.raises(CodetteError, match='the disk is full'): conv.write(tmp_path/'model.gguf')
+    assert list(tmp_path.iterdir()) == []
+
+def test_an_interrupted_export_keeps_the_old_file(made, tmp_path, monkeypatch):
+    def stop(*a): raise KeyboardInterrupt
+    path = convert_checkpoint_to_gguf(made[2], None, tmp_path/'model.gguf', 'q8')
+    before = path.read_bytes()
+    with pytest.raises(CodetteError, match='exists already'): convert_checkpoint_to_gguf(made[2], None, path)
+    monkeypatch.setattr(gguf, 'quantise', stop)
+    with pytest.raises(KeyboardInterrupt): convert_checkpoint_to_gguf(made[2], None, path, force=True)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+@pytest.mark.parametrize('keep', [0, 10, 1000, 60_000, -100])
+def test_a_truncated_file_is_reported(made, tmp_path, keep):
+    model, tok, checkpoint = made
+    path = convert_checkpoint_to_gguf(checkpoint, tok, tmp_path/'model.gguf', 'q8')
+    path.write_bytes(path.read_bytes()[:keep])
+    r = verify_gguf(path, model, tok)
+    assert r.status == 'failed' and 'not a whole GGUF file' in r.reasons[0]
+    with pytest.raises(CodetteError, match='not a whole GGUF file'): LlamaCpp(path)
+
+def test_without_a_binding_nothing_passes(made, tmp_path, monkeypatch):
+    model, tok, checkpoint = made
+    path = convert_checkpoint_to_gguf(checkpoint, tok, tmp_path/'model.gguf')
+    monkeypatch.setattr(verify, '_ask', lambda *a: dict(missing='xllamacpp is not installed'))
+    r = verify_gguf(path, model, tok)
+    assert r.status == 'not checked' and not r.passed and 'not checked' in r._repr_html_()
+
+def test_the_template_in_the_file_is_ours(made, tmp_path):
+    "llama.cpp reads Jinja with a program of its own: the prompt that its server makes of a chat is compared with ours."
+    pytest.importorskip('xllamacpp')
+    llama = LlamaCpp(convert_checkpoint_to_gguf(made[2], made[1], tmp_path/'model.gguf'))
+    def there(messages, tools):
+        def wrap(c): return {'type': 'function', 'function': {**c, 'arguments': json.dumps(c['arguments'])}}
+        body = {'messages': [{**m, 'tool_calls': [wrap(c) for c in m['tool_calls']]} if 'tool_calls' in m else m for m in messages]}
+        if tools: body['tools'] = [{'type': 'function', 'function': t} for t in tools]
+        request = urllib.request.Request(llama._server.listening_address + '/apply-template', json.dumps(body).encode(), {'Content-Type': 'application/json'})
+        with urllib.request.urlopen(request, timeout=30) as f: return json.load(f)['prompt']
+    try:
+        for messages, tools in CHATS:
+            if messages[-1]['role'] != 'assistant': # such a last turn is one to continue, for llama.cpp
+                assert there(messages, tools) == render_chat(messages, tools, add_generation_prompt=True)
+    finally: llama.close()
