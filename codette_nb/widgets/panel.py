@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from ..core import CodetteError, human_count, human_time
+from ..train.score import Score
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-series
 def _merge(a, b):
@@ -102,7 +103,7 @@ def _on_eval(h, e):
 
 def _on_score(h, e):
     for k in ('score', *SCORE_TERMS): _put(h, k, e['step'], e[k])
-    _put(h, 'control', e['step'], e['score'] - .4*e['loss_improvement'])
+    _put(h, 'control', e['step'], Score(0., e['progress'], e['gradient']).value)
 
 _CURVES = {'step': _on_step, 'eval': _on_eval, 'score': _on_score}
 
@@ -186,7 +187,7 @@ def loss_chart(h: History) -> Chart:
     if unigram: lines.append(Line('token frequencies only', [(0, unigram), (xlim[1], unigram)], 'ink', 1.2, .8, '1 4'))
     lines.append(Line('', _band(h.curves['loss'].rows), 'train', 1, .28))
     lines.append(Line('training', _xy(h, 'smooth'), 'train', 2.2))
-    main, *others = [n for n in h.curves if n.startswith('set ')] or ['set held-out'] # the first decides which model is best
+    main, *others = [n for n in list(h.curves) if n.startswith('set ')] or ['set held-out'] # the first decides which model is best
     for n, role in zip(others, ('green', 'pink', 'amber')): lines.append(Line(n.removeprefix('set '), _xy(h, n), role, 1.2, .9, '', True))
     name = main.removeprefix('set ')
     lines.append(Line(name if name == 'held-out' else f'held-out: {name}', _xy(h, 'held-out'), 'held', 1.8, 1, '', True))
@@ -222,20 +223,23 @@ def draw_chart(
     above = legend == 'above'
     ax.set_title(chart.title, loc='left', fontsize=10, fontweight='bold', color=ink, pad=18 if above else 6)
     ax.set_title(chart.unit, loc='right', fontsize=8, color=ink, pad=18 if above else 6)
-    ax.grid(alpha=.18, color='0.5'); ax.spines[['top', 'right', 'left']].set_visible(False); ax.spines['bottom'].set_color('0.6')
+    ax.grid(alpha=.18, color='0.5')
+    ax.spines[['top', 'right', 'left']].set_visible(False); ax.spines['bottom'].set_color('0.6')
     ax.tick_params(labelsize=8, colors=ink, length=0); ax.xaxis.label.set(fontsize=8, color=ink)
     handles, labels = ax.get_legend_handles_labels()
-    place = dict(loc='lower left', bbox_to_anchor=(-.01, .99), ncols=6, columnspacing=1, borderaxespad=0, handlelength=1.5, frameon=False) if above else dict(
-        loc='best', framealpha=.8, edgecolor='none')
+    row = dict(loc='lower left', bbox_to_anchor=(-.01, .99), ncols=6, columnspacing=1, borderaxespad=0, handlelength=1.5, frameon=False)
+    place = row if above else dict(loc='best', framealpha=.8, edgecolor='none')
     if handles: ax.legend(handles[::-1], labels[::-1], fontsize=7, labelcolor=ink, **place)
     return ax
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-svg
 def _polyline(l, X, Y):
-    pts = [f'{X(x):.1f},{Y(y):.1f}' for x, y in l.points]
-    attrs = f'stroke="var(--cdt-{l.role})" stroke-width="{l.width}" stroke-opacity="{l.alpha}"' + (f' stroke-dasharray="{l.dash}"' if l.dash else '')
-    dots = ''.join(f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2.6" fill="var(--cdt-{l.role})"/>' for p in (pts[-80:] if l.dots else pts[-1:] if l.width > 2 else []))
-    return f'<path d="M{"L".join(pts)}" {attrs}/>{dots}' if pts else ''
+    if not l.points: return ''
+    pts, colour = [(f'{X(x):.1f}', f'{Y(y):.1f}') for x, y in l.points], f'var(--cdt-{l.role})'
+    dash = f' stroke-dasharray="{l.dash}"' if l.dash else ''
+    marked = pts[-80:] if l.dots else pts[-1:] if l.width > 2 else [] # main lines end in a dot
+    return (f'<path d="M{"L".join(map(",".join, pts))}" stroke="{colour}" stroke-width="{l.width}" stroke-opacity="{l.alpha}"{dash}/>'
+            + ''.join(f'<circle cx="{x}" cy="{y}" r="2.6" fill="{colour}"/>' for x, y in marked))
 
 def chart_svg(
     chart: Chart,
@@ -245,19 +249,23 @@ def chart_svg(
     (x0, x1), (y0, y1), left, right, top, bottom = chart.xlim, chart.ylim, 38, width - 10, 8, height - 34
     X = lambda x: left + (right - left)*(x - x0)/(x1 - x0)
     Y = lambda y: bottom - (bottom - top)*min(1.5, max(-.5, (y - y0)/(y1 - y0)))
-    grid = ''.join(f'<path class="cdt-grid" d="M{left},{Y(t):.1f}H{right}"/><text x="{left - 7}" y="{Y(t) + 3.5:.1f}" text-anchor="end">{label}</text>'
-                   for t, label in zip(ticks(y0, y1), _labels(ticks(y0, y1))))
-    grid += ''.join(f'<path class="cdt-tick" d="M{X(t):.1f},{bottom}v4"/><text x="{X(t):.1f}" y="{bottom + 17}" text-anchor="middle">{label}</text>'
-                    for t, label in zip(ticks(x0, x1), _labels(ticks(x0, x1))))
-    clip = f'cdt-{chart.title.split()[0].lower()}'
-    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(chart.title)} against the step" class="{clip}">'
-            f'<clipPath id="{clip}"><rect x="{left - 3}" y="{top - 4}" width="{right - left + 8}" height="{bottom - top + 7}"/></clipPath>'
-            f'{grid}<path class="cdt-axis" d="M{left},{bottom}H{right}"/><text x="{right}" y="{height - 4}" text-anchor="end">step</text>'
-            f'<g clip-path="url(#{clip})" fill="none" stroke-linejoin="round">{"".join(_polyline(l, X, Y) for l in chart.lines)}</g></svg>')
+    text = lambda x, y, anchor, s: f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{s}</text>'
+    ys, xs = ticks(y0, y1), ticks(x0, x1)
+    grid = ''.join(f'<path class="cdt-grid" d="M{left},{Y(t):.1f}H{right}"/>{text(left - 7, Y(t) + 3.5, "end", s)}'
+                   for t, s in zip(ys, _labels(ys)))
+    grid += ''.join(f'<path class="cdt-tick" d="M{X(t):.1f},{bottom}v4"/>{text(X(t), bottom + 17, "middle", s)}'
+                    for t, s in zip(xs, _labels(xs)))
+    name = f'cdt-{chart.title.split()[0].lower()}'
+    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(chart.title)} against the step" class="{name}">'
+            f'<clipPath id="{name}"><rect x="{left - 3}" y="{top - 4}" width="{right - left + 8}" height="{bottom - top + 7}"/></clipPath>'
+            f'{grid}<path class="cdt-axis" d="M{left},{bottom}H{right}"/>{text(right, height - 4, "end", "step")}'
+            f'<g clip-path="url(#{name})" fill="none" stroke-linejoin="round">{"".join(_polyline(l, X, Y) for l in chart.lines)}</g></svg>')
 
 def _legend(chart):
-    key = lambda l: (f'<span><svg width="18" height="8"><path d="M0,4H18" stroke="var(--cdt-{l.role})" stroke-width="{max(1.6, l.width)}" stroke-dasharray="{l.dash}"/>'
-                     + (f'<circle cx="9" cy="4" r="2.8" fill="var(--cdt-{l.role})"/>' if l.dots else '') + f'</svg>{html.escape(l.label)}</span>')
+    def key(l):
+        dot = f'<circle cx="9" cy="4" r="2.8" fill="var(--cdt-{l.role})"/>' if l.dots else ''
+        return (f'<span><svg width="18" height="8"><path d="M0,4H18" stroke="var(--cdt-{l.role})" stroke-width="{max(1.6, l.width)}" '
+                f'stroke-dasharray="{l.dash}"/>{dot}</svg>{html.escape(l.label)}</span>')
     return '<div class="cdt-legend">' + ''.join(key(l) for l in reversed(chart.lines) if l.label) + '</div>'
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-tiles
@@ -278,18 +286,21 @@ def tiles(
     loss = h.curves['smooth'].last
     diverged = step and not math.isfinite(step['loss'] if step['loss'] is not None else math.nan)
     elapsed = human_time(step.get('elapsed', 0))
-    clock = ('Time left', human_time(step.get('time_left', math.inf)), (f'{elapsed} elapsed', '')) if h.going else ('Time taken', elapsed, ('', ''))
-    return [('Training loss', 'not a number' if diverged else _num(loss), ('nats per token,', f'mean of {h.span:.0f} steps'), 'train', None),
+    clock = 'Time taken', elapsed, ('', '')
+    if h.going: clock = 'Time left', human_time(step.get('time_left', math.inf)), (f'{elapsed} elapsed', '')
+    speed, none = step.get('tokens_per_second'), ('', '')
+    control = f'{_num(h.curves["control"].last, 2)} if nothing', 'had been learnt'
+    mean = 'nats per token,', f'mean of {h.span:.0f} steps'
+    return [('Training loss', 'not a number' if diverged else _num(loss), mean, 'train', None),
             ('Held-out loss', _num(ev.get('loss')), held, 'held', None),
-            ('Consciousness score', _num(h.curves['score'].last, 2), (f'{_num(h.curves["control"].last, 2)} if nothing', 'had been learnt'), 'score', None),
-            ('Learning rate', _rate(step.get('lr') or 0.), ('', ''), 'ink', 'lr'),
-            ('Tokens per second', human_count(step['tokens_per_second']) if step.get('tokens_per_second') else '–', ('', ''), 'ink', 'tokens_per_second'),
+            ('Consciousness score', _num(h.curves['score'].last, 2), control, 'score', None),
+            ('Learning rate', _rate(step.get('lr') or 0.), none, 'ink', 'lr'),
+            ('Tokens per second', human_count(speed) if speed else '–', none, 'ink', 'tokens_per_second'),
             (*clock, 'ink', None)]
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-summary
-STATUS = {'starting': 'starting', 'running': 'running', 'paused': 'paused', 'pausing': 'pausing after this step',
-          'stopping': 'stopping after this step, then saving', 'finished': 'finished', 'stopped': 'stopped', 'interrupted': 'interrupted',
-          'time': 'time is up', 'error': 'failed'}
+STATUS = {'pausing': 'pausing after this step', 'stopping': 'stopping after this step, then saving',
+          'time': 'time is up', 'error': 'failed'} # others are called what they are
 
 def _where(h, status=None, step=0):
     step = f'step {max(step, h.step):,}' + (f' of {h.steps:,}' if h.steps else '')
@@ -298,7 +309,9 @@ def _where(h, status=None, step=0):
 def summary(h: History) -> str:
     "A history in a line, and its message if it has one."
     figures = ' · '.join(f'{label.lower()} {value}' for label, value, *_ in tiles(h)[:3] if value != '–')
-    return ' · '.join(p for p in (_where(h), figures, f'{human_time((h.last.get("step") or {}).get("elapsed", 0))} elapsed') if p) + (f'\n{h.message}' if h.message else '')
+    elapsed = human_time((h.last.get('step') or {}).get('elapsed', 0))
+    line = ' · '.join(p for p in (_where(h), figures, f'{elapsed} elapsed') if p)
+    return f'{line}\n{h.message}' if h.message else line
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-style
 _vars = lambda i: ';'.join(f'--cdt-{k}:{v[i]}' for k, v in PALETTE.items())
@@ -306,27 +319,36 @@ STYLE = f'''<style>
 .cdt{{{_vars(0)}}}
 [data-jp-theme-light=false] .cdt,[data-theme=dark] .cdt,[theme=dark] .cdt,.vscode-dark .cdt{{{_vars(1)}}}
 ''' + '''
-.cdt{font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:12px;line-height:1.35;color:var(--jp-ui-font-color1,currentColor);max-width:1240px}
-.cdt-tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(138px,1fr));gap:0 18px;margin:6px 0 10px}
-.cdt-tile{border-left:3px solid var(--c);padding:0 0 0 10px;height:78px;overflow:hidden}
-.cdt-tile b{display:block;font-weight:500;font-size:25px;line-height:32px;font-variant-numeric:tabular-nums;white-space:nowrap;letter-spacing:-.01em}
-.cdt-tile small,.cdt-tile i{display:block;font-style:normal;font-size:11px;line-height:15px;opacity:.72;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.cdt{font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:12px;line-height:1.35;
+ color:var(--jp-ui-font-color1,currentColor);max-width:1240px}
+.cdt-page{container-type:inline-size}
+.cdt-tiles{display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:8px 10px;margin:6px 0 10px}
+.cdt-tile{border-left:3px solid var(--c);padding:0 0 0 7px;height:78px;overflow:hidden}
+.cdt-tile b{display:block;font-weight:500;font-size:25px;line-height:32px;font-variant-numeric:tabular-nums;
+ white-space:nowrap;letter-spacing:-.01em}
+.cdt-tile small,.cdt-tile i{display:block;font-style:normal;font-size:11px;line-height:15px;opacity:.72;
+ white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .cdt-tile svg{display:block;width:100%;height:26px}
 .cdt-charts{display:flex;flex-wrap:wrap;gap:4px 22px}
-.cdt-chart{flex:1 1 400px;min-width:0;max-width:609px}
+.cdt-chart{display:flex;flex-direction:column;flex:1 1 370px;min-width:0;max-width:609px}
+@container (max-width:762px){.cdt-tiles{grid-template-columns:repeat(3,minmax(0,1fr))}.cdt-chart{max-width:none}}
 .cdt-chart h4{margin:0!important;font-size:13px!important;font-weight:600;line-height:20px}
 .cdt-chart h4 small{float:right;font-weight:400;font-size:11px;opacity:.72}
 .cdt-legend{display:flex;flex-wrap:wrap;gap:0 12px;min-height:17px;font-size:11px;line-height:17px}
 .cdt-legend span{white-space:nowrap}.cdt-legend svg{vertical-align:middle;margin-right:4px}
-.cdt-chart>svg{display:block;width:100%}
+.cdt-chart>svg{display:block;width:100%;margin-top:auto}
 .cdt-chart text{font-size:11px;fill:currentColor;opacity:.72;font-variant-numeric:tabular-nums}
 .cdt-grid{stroke:currentColor;opacity:.1}.cdt-axis,.cdt-tick{stroke:currentColor;opacity:.35}
 .cdt-sample{border-top:1px solid var(--jp-border-color2,#8884);margin-top:4px;padding-top:6px}
-.cdt-sample pre{font-family:var(--jp-code-font-family,monospace);font-size:12px!important;line-height:17px!important;height:85px;margin:2px 0 0!important;padding:0!important;
+.cdt-sample pre{font-family:var(--jp-code-font-family,monospace);font-size:12px!important;line-height:17px!important;
+ height:85px;margin:2px 0 0!important;padding:0!important;
  overflow:auto;white-space:pre-wrap;word-break:break-word;background:none!important;color:inherit!important}
-.cdt-sample em{font-style:normal;opacity:.6}.cdt-foot{font-size:11px;opacity:.72;height:15px;overflow:hidden;white-space:nowrap;text-overflow:ellipsis}.cdt-foot b{color:var(--cdt-held)}
+.cdt-sample em{font-style:normal;opacity:.6}
+.cdt-foot{font-size:11px;opacity:.72;height:15px;overflow:hidden;white-space:nowrap;text-overflow:ellipsis}
+.cdt-foot b{color:var(--cdt-held)}
 .cdt .progress-bar{background:var(--cdt-train)!important}.cdt .widget-hprogress{height:16px}
-.cdt-status{font-variant-numeric:tabular-nums;white-space:nowrap}.cdt-status i{display:inline-block;width:9px;height:9px;border-radius:50%;background:var(--c);margin-right:7px}
+.cdt-status{font-variant-numeric:tabular-nums;white-space:nowrap}
+.cdt-status i{display:inline-block;width:9px;height:9px;border-radius:50%;background:var(--c);margin-right:7px}
 </style>'''
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-html
@@ -344,7 +366,7 @@ def panel_html(h: History) -> str:
     tile = lambda t: (f'<div class="cdt-tile" style="--c:var(--cdt-{t[3]})"><small>{t[0]}</small><b>{html.escape(t[1])}</b>'
                       + (_spark(h.curves[t[4]].rows) if t[4] else ''.join(f'<i>{html.escape(n)}</i>' for n in t[2])) + '</div>')
     chart = lambda c: f'<div class="cdt-chart"><h4>{c.title}<small>{c.unit}</small></h4>{_legend(c)}{chart_svg(c)}</div>'
-    return (f'<div class="cdt"><div class="cdt-tiles">{"".join(map(tile, tiles(h)))}</div>'
+    return (f'<div class="cdt cdt-page"><div class="cdt-tiles">{"".join(map(tile, tiles(h)))}</div>'
             f'<div class="cdt-charts">{chart(loss_chart(h))}{chart(score_chart(h))}</div></div>')
 
 def _sample(h):
@@ -355,7 +377,8 @@ def _sample(h):
 def about_run(h: History) -> str:
     "What is trained, in half a line."
     s = h.last.get('start') or {}
-    parts = [f'{human_count(s["parameters"])} parameters' if s.get('parameters') else '', f'{s.get("device", "")} {s.get("dtype", "")}'.strip(),
+    parts = [f'{human_count(s["parameters"])} parameters' if s.get('parameters') else '',
+             f'{s.get("device", "")} {s.get("dtype", "")}'.strip(),
              f'{s["tokens_per_step"]:,} tokens a step' if s.get('tokens_per_step') else '']
     return ' · '.join(p for p in parts if p)
 
@@ -363,8 +386,9 @@ def sample_html(h: History) -> str:
     "The latest sample, escaped, and what is being trained."
     step, prompt, text = _sample(h)
     head = f'Sample at step {step:,}' if step else 'Sample'
+    said = f'<b> · {html.escape(h.message)}</b>' if h.message else ''
     return (f'<div class="cdt cdt-sample"><b>{head}</b><pre><em>{html.escape(prompt)}</em>{html.escape(text)}</pre>'
-            f'<div class="cdt-foot">{html.escape(about_run(h))}{f"<b> · {html.escape(h.message)}</b>" if h.message else ""}</div></div>')
+            f'<div class="cdt-foot">{html.escape(about_run(h))}{said}</div></div>')
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-freeze
 def _drawable(text):
@@ -393,7 +417,7 @@ def history_png(
     foot = (.66 + .17*len(lines) if lines else .34) + .2*len(said)
     height = 4.2 + foot
     fig = Figure(figsize=(width, height))
-    put = lambda x, y, s, **kw: fig.text(x, 1 - y/height, s, parse_math=False, **{'va': 'baseline', 'color': grey, 'fontsize': 8, **kw})
+    put = lambda x, y, s, **kw: fig.text(x, 1 - y/height, s, **dict(parse_math=False, va='baseline', color=grey, fontsize=8) | kw)
     for i, (label, value, note, role, _) in enumerate(tiles(h)):
         x = .012 + i*.166
         put(x, .16, label); put(x, .43, value, fontsize=17 if len(value) < 10 else 11, color=PALETTE[role][2])
@@ -422,9 +446,14 @@ class Run:
         self.thread = threading.Thread(target=self._work, name='codette-training', daemon=True)
 
     def _listen(self, event):
-        self.history.add(event)
-        if event['event'] in ('pause', 'stop') or self._asked == 'pausing' and event['event'] == 'resume': self._asked = ''
-        self.show(event)
+        kind = event['event']
+        if kind == 'stop' or self._asked == 'pausing' and kind in ('pause', 'resume'): self._asked = ''
+        try:
+            self.history.add(event)
+            self.show(event)
+        except Exception as e: # training is worth more than its picture
+            self.show = lambda event: None
+            warnings.warn(f'the panel stopped drawing at step {self.history.step}: {type(e).__name__}: {e}')
 
     def _work(self, quiet=True):
         self.trainer.listeners.append(self._listen)
@@ -435,10 +464,12 @@ class Run:
             self._close()
 
     def _close(self):
-        e = self.exception
-        if e is not None: self.history.add({'event': 'stop', 'reason': 'error', 'message': f'{"" if isinstance(e, CodetteError) else f"{type(e).__name__}: "}{" ".join(str(e).split())}'})
+        e, self._asked = self.exception, ''
+        if e is not None:
+            kind = '' if isinstance(e, CodetteError) else f'{type(e).__name__}: '
+            told = self.history.last.get('stop') or {'event': 'stop', 'reason': 'error'}
+            self.history.add({**told, 'message': kind + ' '.join(str(e).split())})
         elif 'stop' not in self.history.last: self.history.add({'event': 'stop', 'reason': 'finished'})
-        self._asked = ''
         try: self.freeze()
         finally: self._done.set()
 
@@ -494,7 +525,8 @@ class _Controls:
                         'stop': button('Stop', 'stop', 'Stop at the end of this step and save the model')}
         self.bar = w.FloatProgress(min=0, max=1, layout=w.Layout(flex='1 1 80px', min_width='40px'))
         self.where, self.view, self.sample = w.HTML(layout=w.Layout(flex='0 0 auto')), w.HTML(), w.HTML()
-        top = w.HBox([*self.buttons.values(), self.bar, self.where], layout=w.Layout(align_items='center', height='36px', max_width='1240px', overflow='hidden'))
+        row = w.Layout(align_items='center', height='36px', max_width='1240px', overflow='hidden')
+        top = w.HBox([*self.buttons.values(), self.bar, self.where], layout=row)
         top.add_class('cdt')
         self.box = w.VBox([w.HTML(STYLE, layout=w.Layout(display='none')), top, self.view, self.sample])
 
@@ -517,7 +549,8 @@ class Panel:
         budget: float = .03,  # share of the run that painting may take, at most
     ):
         self.run, self.every, self.budget, self.controls = run, every, budget, _Controls()
-        self.frames, self.seconds, self.active, self._seen, self._next, self._lock = 0, 0., 0., time.perf_counter(), 0., threading.RLock()
+        self.frames, self.seconds, self.active = 0, 0., 0. # drawn, spent on drawing, and the run's time so far, pauses apart
+        self._seen, self._next, self._lock = time.perf_counter(), 0., threading.RLock()
         for name, button in self.controls.buttons.items(): button.on_click(lambda _, ask=getattr(run, name): ask())
         run.show, run.freeze = self.show, self.freeze
         self.paint()
@@ -551,8 +584,8 @@ class Panel:
 
     def display(self):
         from IPython.display import display
-        bundle = {**self.controls.box._repr_mimebundle_(), 'text/plain': 'Training. This front end shows no widgets; a picture will be here at the end.'}
-        self.handle = display(bundle, raw=True, display_id=True)
+        line = 'Training. This front end shows no widgets; a picture will be here at the end.'
+        self.handle = display({**self.controls.box._repr_mimebundle_(), 'text/plain': line}, raw=True, display_id=True)
         threading.Thread(target=self.beat, name='codette-panel', daemon=True).start()
 
     def freeze(self):
@@ -584,18 +617,27 @@ class TrainingPanel:
 
     def _history(self): # of a trainer that goes on where it stopped, all that it has recorded
         file = Path(getattr(self.trainer, 'out', ''))/'metrics.jsonl'
-        return read_history(file) if self.trainer.step and file.is_file() else History()
+        h = read_history(file) if self.trainer.step and file.is_file() else History()
+        h.status, h.message = 'starting', ''
+        return h
+
+    def _show(self, run): # the panel; why there is none, if there is none
+        if reason := _no_panel(): return reason
+        try:
+            from IPython import get_ipython
+            run.cell, run.panel = get_ipython().execution_count, Panel(run, self.every, self.budget)
+            run.panel.display()
+        except Exception as e: # whatever a front end does to widgets, there is a model to train
+            run.panel, run.show, run.freeze = None, lambda event: None, lambda: None
+            return f'the widgets failed ({type(e).__name__}: {e})'
 
     def fit(self) -> Run:
         "Start training and show it; returns at once with a `Run`. In a script: trains, printing, and returns at the end."
         if any(isinstance(getattr(f, '__self__', None), Run) for f in self.trainer.listeners):
             raise CodetteError("this trainer is already running in a panel: stop it there, or wait for its end")
-        run, reason = Run(self.trainer, self._history()), _no_panel()
+        run = Run(self.trainer, self._history())
+        reason = self._show(run)
         if not reason:
-            from IPython import get_ipython
-            run.cell = get_ipython().execution_count
-            run.panel = Panel(run, self.every, self.budget)
-            run.panel.display()
             run.thread.start()
             return run
         print(f'No live panel, because {reason}: the trainer prints instead.')
