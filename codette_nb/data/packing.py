@@ -9,7 +9,6 @@ __all__ = ['pack', 'TextDataset', 'Sampler']
 import random
 import numpy as np
 from ..core import CodetteError, progress_bar
-from .records import Record, render
 from .tokenizer import Tokenizer
 
 # %% ../../nbs/15_data.packing.ipynb #pack-pack
@@ -46,12 +45,11 @@ class TextDataset:
         quiet=True,        # False shows a progress bar while tokenizing
     ):
         if context < 1: raise CodetteError(f"context is {context}: it must be at least 1")
-        texts = [render(d) if isinstance(d, Record) else d for d in docs]
-        if not texts: raise CodetteError("there is no text to train or measure on: the list of documents is empty")
+        docs = list(docs)
+        if not docs: raise CodetteError("there is no text to train or measure on: the list of documents is empty")
         self.tokenizer, self.context, self.seed = tokenizer, context, seed
-        self.n_bytes = sum(len(t.encode()) for t in texts)
         parts = [np.asarray(ids, dtype=np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-                 for i in progress_bar(range(0, len(texts), 256), desc='tokenizing', quiet=quiet) for ids in tokenizer.document(texts[i:i+256])]
+                 for i in progress_bar(range(0, len(docs), 256), desc='tokenizing', quiet=quiet) for ids in tokenizer.document(docs[i:i+256])]
         self.lengths = np.array([len(p) for p in parts])
         self.starts = np.concatenate([[0], self.lengths.cumsum()[:-1]])
         self.tokens = np.concatenate(parts)

@@ -41,7 +41,7 @@ CHAT_TEMPLATE = '''\
 {%- if tools %}{{ '<|im_start|>system\\n' }}
 {%- if messages[0].role == 'system' %}{{ messages[0].content + '\\n' }}{% endif %}
 {%- for tool in tools %}{% set f = tool.function if tool.function else tool %}{{ '<tool>' + f.name }}
-{%- for p in f.parameters.properties | sort %}{{ ' ' + p }}{% endfor %}{{ ': ' + f.description + '\\n' }}
+{%- for p, _ in f.parameters.properties | dictsort %}{{ ' ' + p }}{% endfor %}{{ ': ' + f.description + '\\n' }}
 {%- endfor %}{{ '<|im_end|>\\n' }}
 {%- endif %}
 {%- for m in messages %}

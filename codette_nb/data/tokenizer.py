@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from ..core import CodetteError, one_of, read_json, write_json
-from .records import CHAT_TEMPLATE
+from .records import CHAT_TEMPLATE, Record, render
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-special
 class PieceType(IntEnum):
@@ -72,9 +72,14 @@ class Tokenizer:
         if self._bytes is None: self._bytes = [self._piece_bytes(p) for p in self.pieces()]
         return b''.join(RESERVED[i].encode() if control and i < len(RESERVED) else self._bytes[i] for i in map(int, ids))
 
-    def document(self, texts) -> list[list[int]]:
-        "What the model is trained on: `<bos>`, the text with its control pieces, `<eos>`."
-        return [[self.bos_id, *ids, self.eos_id] for ids in self.encode_batch(texts, special=True)]
+    def document(self,
+        docs, # records or texts
+    ) -> list[list[int]]:
+        "What the model is trained on: `<bos>`, the text, `<eos>`. Control pieces are read in chats only, where the template wrote them."
+        docs = list(docs)
+        chat = [isinstance(d, Record) and d.text is None for d in docs]
+        encoded = {c: iter(self.encode_batch([render(d) if isinstance(d, Record) else d for d, k in zip(docs, chat) if k == c], special=c)) for c in (True, False)}
+        return [[self.bos_id, *next(encoded[c]), self.eos_id] for c in chat]
 
     def __repr__(self): return f'{type(self).__name__}({self.vocab_size:,} pieces)'
 

@@ -241,7 +241,7 @@ def evaluate(
     records = [Record(text=r) if isinstance(r, str) else r for r in records]
     if not records: raise CodetteError("there is nothing to evaluate: give at least one record")
     texts = [render(r) for r in records]
-    documents, start = tokenizer.document(texts), time.perf_counter()
+    documents, start = tokenizer.document(records), time.perf_counter()
     nats, hits = model.score(documents) if isinstance(model, TrigramModel) else token_losses(model, documents, **kw)
     seconds = time.perf_counter() - start
     if not np.isfinite(nats).all():
@@ -293,7 +293,7 @@ def compare(
     "Evaluate held-out sets with the model, a trigram model and xz."
     train = list(train)
     seen = [render(r) for r in train]
-    trigram, out = TrigramModel(tokenizer.vocab_size).fit(tokenizer.document(seen)), {}
+    trigram, out = TrigramModel(tokenizer.vocab_size).fit(tokenizer.document(train)), {}
     for name, records in sets.items():
         if not records: continue
         sources = {r.source for r in records} & {r.source for r in train} or {r.source for r in train}
@@ -331,7 +331,7 @@ def extraction(
     n, context = prefix + length, model.config.context_length
     if n - 1 > context: raise CodetteError(f"{prefix} + {length} tokens do not fit a context of {context}: ask for fewer")
     rng = random.Random(seed)
-    documents = [d for d in tokenizer.document(render(r) for r in records) if len(d) >= n]
+    documents = [d for d in tokenizer.document(records) if len(d) >= n]
     documents = rng.sample(documents, min(limit, len(documents)))
     starts = [rng.randrange(len(d) - n + 1) for d in documents]
     if not documents: return Extraction(0, 0, 0., prefix, length)

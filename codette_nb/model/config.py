@@ -8,7 +8,7 @@ __all__ = ['PRESETS', 'TransformerConfig', 'preset', 'num_parameters', 'flops_pe
 
 # %% ../../nbs/20_model.config.ipynb #cfg-imports
 from dataclasses import asdict, dataclass, fields, replace
-from ..core import CodetteError, human_bytes, human_count, one_of
+from ..core import CodetteError, human_bytes, human_count, one_of, text_table
 
 # %% ../../nbs/20_model.config.ipynb #cfg-config
 @dataclass(frozen=True)
@@ -130,9 +130,7 @@ class Sizes:
         return [head] + [[r['size'], *(f'{r[k]:,}' for k in ('layers', 'width', 'heads', 'vocabulary', 'context')), human_count(r['parameters']),
                 human_bytes(r['training_bytes']), human_bytes(r['inference_bytes']), f"{r['flops_per_token']/1e9:.3g} G"] for r in self.rows()]
 
-    def __repr__(self):
-        w = [max(map(len, col)) for col in zip(*self._cells())]
-        return '\n'.join('  '.join(x.rjust(n) for x, n in zip(row, w)) for row in self._cells())
+    def __repr__(self): return text_table(self._cells())
 
     def _repr_html_(self):
         head, *rows = self._cells()

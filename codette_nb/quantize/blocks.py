@@ -44,7 +44,8 @@ class NumberFormat:
 
     def row_bytes(self, n: int) -> int:
         "Bytes of a row of `n` weights; raises `CodetteError` if `n` does not divide into blocks."
-        if n % self.block: raise CodetteError(f"a row of {n} weights does not divide into {self.type.name} blocks of {self.block}")
+        if n % self.block:
+            raise CodetteError(f"a row of {n} weights does not divide into {self.type.name} blocks of {self.block}")
         return n//self.block*self.nbytes
 
     def plot(self, ax=None):
@@ -52,7 +53,8 @@ class NumberFormat:
         import matplotlib.pyplot as plt
         ax = ax or plt.subplots(figsize=(7, .8), layout='constrained')[1]
         _draw_fields(ax, self.fields)
-        ax.set_title(f'{self.name}: {self.block} weight{"s"*(self.block > 1)} in {self.nbytes} bytes, {self.bits:g} bits each', fontsize=9, loc='left')
+        weights = f'{self.block} weights' if self.block > 1 else 'a weight'
+        ax.set_title(f'{self.name}: {weights} in {self.nbytes} bytes, {self.bits:g} bits each', fontsize=9, loc='left')
         return ax
 
 # %% ../../nbs/40_quantize.blocks.ipynb #blk-reg

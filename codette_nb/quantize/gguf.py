@@ -22,8 +22,9 @@ from .blocks import NumberFormat, dequantise, number_format, quantise, tensor_fo
 from ..train.checkpoint import MANIFEST, WEIGHTS, find_checkpoint
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-names
-_LAYER = {'input_layernorm': 'attn_norm', 'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k', 'self_attn.v_proj': 'attn_v',
-          'self_attn.o_proj': 'attn_output', 'post_attention_layernorm': 'ffn_norm', 'mlp.c_fc': 'ffn_up', 'mlp.c_proj': 'ffn_down'}
+_LAYER = {'input_layernorm': 'attn_norm', 'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k',
+          'self_attn.v_proj': 'attn_v', 'self_attn.o_proj': 'attn_output', 'post_attention_layernorm': 'ffn_norm',
+          'mlp.c_fc': 'ffn_up', 'mlp.c_proj': 'ffn_down'}
 
 def tensor_names(
     num_layers: int,
@@ -44,7 +45,8 @@ def refuse_pickle(
     if not path.is_file(): return
     with open(path, 'rb') as f: magic = f.read(4)
     if magic == b'PK\3\4' or magic[:1] == b'\x80' and magic[1:2] in (b'\2', b'\3', b'\4', b'\5'):
-        raise CodetteError(f"{path} is a Python pickle, which can run any code when it is opened: give a checkpoint folder with {WEIGHTS}")
+        raise CodetteError(f"{path} is a Python pickle, which can run any code when it is opened: "
+                           f"give a checkpoint folder with {WEIGHTS}")
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-open
 def tensor_shapes(c: TransformerConfig):
@@ -67,8 +69,10 @@ def open_weights(
     for n in have - want.keys(): raise CodetteError(f"{weights} has a tensor that a starcoder2 model has not: {n}")
     for n, shape in want.items():
         s = f.get_slice(n)
-        if tuple(s.get_shape()) != shape: raise CodetteError(f"{weights}: {n} is {tuple(s.get_shape())}, but config.json makes it {shape}")
-        if s.get_dtype() not in ('F32', 'F16'): raise CodetteError(f"{weights}: {n} is stored as {s.get_dtype()}: only F32 and F16 are read")
+        if (got := tuple(s.get_shape())) != shape:
+            raise CodetteError(f"{weights}: {n} is {got}, but config.json makes it {shape}")
+        if (kind := s.get_dtype()) not in ('F32', 'F16'):
+            raise CodetteError(f"{weights}: {n} is stored as {kind}: only F32 and F16 are read")
     return f
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-vocab
@@ -79,13 +83,15 @@ def check_pieces(
     "The pieces of a vocabulary that llama.cpp can load; raises `CodetteError` if it cannot."
     pieces = tokenizer.pieces()
     if len(pieces) != rows:
-        raise CodetteError(f"the tokenizer has {len(pieces):,} pieces but the model has {rows:,} rows in its embedding: use the tokenizer it was trained with")
+        raise CodetteError(f"the tokenizer has {len(pieces):,} pieces but the model has {rows:,} rows in its embedding: "
+                           "use the tokenizer it was trained with")
     texts = Counter(p.text for p in pieces)
     for text, n in texts.items():
         if n > 1: raise CodetteError(f"the tokenizer has the piece {text!r} {n} times: each piece must be there once")
     spelling = [f'<0x{b:02X}>' for b in range(256)] if tokenizer.kind == 'sentencepiece' else BYTE_ALPHABET
     for b, text in enumerate(spelling):
-        if text not in texts: raise CodetteError(f"the tokenizer has no piece for byte {b}, {text!r}: train it with byte fallback")
+        if text not in texts:
+            raise CodetteError(f"the tokenizer has no piece for byte {b}, {text!r}: train it with byte fallback")
     return pieces
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-vocab-write
@@ -144,6 +150,7 @@ class TensorPlan:
     @property
     def nbytes(self) -> int: return self.weights//self.shape[-1]*self.format.row_bytes(self.shape[-1])
 
+# %% ../../nbs/41_quantize.gguf.ipynb #gg-rows-write
 @dataclass
 class _Rows:
     plan: TensorPlan
@@ -162,17 +169,23 @@ class _Rows:
 
 def _refuse_values(x, plan):
     top = float(np.abs(x).max()) # NaN if there is one
-    if not math.isfinite(top): raise CodetteError(f"the tensor {plan.source} holds {'NaN' if math.isnan(top) else 'infinity'}: the checkpoint is of no use, go back to an earlier one")
-    if top > plan.format.largest: raise CodetteError(f"the tensor {plan.source} holds {top:.3g}, more than {plan.format.name} can store: choose bf16 or fp32")
+    if not math.isfinite(top):
+        what = 'NaN' if math.isnan(top) else 'infinity'
+        raise CodetteError(f"the tensor {plan.source} holds {what}: this checkpoint is of no use, go back to an earlier one")
+    if top > plan.format.largest:
+        raise CodetteError(f"the tensor {plan.source} holds {top:.3g}, more than {plan.format.name} can store: choose bf16 or fp32")
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-report-show
 def _report_notes(r):
-    yield f'{human_count(r.parameters)} parameters, {r.bits_per_weight:.2f} bits each; the file is {r.compression_ratio:.2f} times smaller than 32 bits each'
-    if r.fell_back: yield (f'{len(r.fell_back)} tensors have rows that do not divide into {r.quantization} blocks and are stored as F16: '
-                           + ', '.join(r.fell_back[:3]) + ('…' if len(r.fell_back) > 3 else ''))
+    yield (f'{human_count(r.parameters)} parameters, {r.bits_per_weight:.2f} bits each; '
+           f'the file is {r.compression_ratio:.2f} times smaller than 32 bits each')
+    if not r.fell_back: return
+    names = ', '.join(r.fell_back[:3]) + ('…' if len(r.fell_back) > 3 else '')
+    yield f'{len(r.fell_back)} tensors have rows that do not divide into {r.quantization} blocks and are stored as F16: {names}'
 
 def _report_text(r):
-    rows = [f"  {t:5} {v['tensors']:4} tensors {human_count(v['weights']):>9} weights {human_bytes(v['bytes']):>10}" for t, v in r.types.items()]
+    rows = [f"  {t:5} {v['tensors']:4} tensors {human_count(v['weights']):>9} weights {human_bytes(v['bytes']):>10}"
+            for t, v in r.types.items()]
     return '\n'.join([f'{Path(r.path).name}: {r.quantization}, {human_bytes(r.file_bytes)}', *rows, *_report_notes(r)])
 
 def _report_html(r):
@@ -224,7 +237,8 @@ def _summary(conv, path, seconds):
         n = types.setdefault(t.format.type.name, dict(tensors=0, weights=0, bytes=0))
         n['tensors'] += 1; n['weights'] += t.weights; n['bytes'] += t.nbytes
     fell_back = [t.name for t in conv.plan if len(t.shape) == 2 and t.shape[-1] % conv.format.block]
-    return ExportReport(str(path), conv.format.name, path.stat().st_size, sum(t.weights for t in conv.plan), types, fell_back, seconds)
+    parameters = sum(t.weights for t in conv.plan)
+    return ExportReport(str(path), conv.format.name, path.stat().st_size, parameters, types, fell_back, seconds)
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-conv
 class GGUFConverter:
@@ -259,7 +273,8 @@ class GGUFConverter:
     ) -> ExportReport:
         "Write the file; raises `CodetteError` if it exists, or the disk is too small, or a weight cannot be stored."
         path, t = Path(path), time.time()
-        if path.exists() and not force: raise CodetteError(f"{path} exists already: choose another name, or replace it with force=True (--force)")
+        if path.exists() and not force:
+            raise CodetteError(f"{path} exists already: choose another name, or replace it with force=True (--force)")
         require_space(path, self.nbytes, path.name)
         try:
             with atomic_file(path) as f: _stream(self, f.name, quiet)
@@ -327,7 +342,8 @@ class GGUFFile:
     def __repr__(self): return f'{self.path.name}: {len(self.metadata)} keys, {len(self.tensors)} tensors'
 
     def _repr_html_(self):
-        short = lambda v: f'{len(v):,} values' if isinstance(v, list) else html.escape(str(v) if len(str(v)) < 80 else str(v)[:77] + '…')
+        cut = lambda s: s if len(s) < 80 else s[:77] + '…'
+        short = lambda v: f'{len(v):,} values' if isinstance(v, list) else html.escape(cut(str(v)))
         rows = ''.join(f'<tr><td>{html.escape(k)}</td><td>{short(v)}</td></tr>' for k, v in self.metadata.items())
         return f'<p><b>{html.escape(self.path.name)}</b>, {len(self.tensors)} tensors</p><table>{rows}</table>'
 
@@ -342,6 +358,7 @@ def _read_tensor(c, align):
     if not shape or shape[-1] % block: raise c.bad(f'the tensor {name} does not divide into blocks')
     return name, (kind, shape, c.number('Q'), math.prod(shape)//block*nbytes)
 
+# %% ../../nbs/41_quantize.gguf.ipynb #gg-read-file
 def read_gguf(
     path, # `str` or `Path`
 ) -> GGUFFile:
@@ -352,7 +369,8 @@ def read_gguf(
     with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
         c = _Cursor(data, path)
         if c.take(4) != b'GGUF': raise CodetteError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
-        if (version := c.number('I')) not in (2, 3): raise CodetteError(f"{path} is GGUF version {version}: versions 2 and 3 are read")
+        if (version := c.number('I')) not in (2, 3):
+            raise CodetteError(f"{path} is GGUF version {version}: versions 2 and 3 are read")
         n_tensors, n_keys = c.number('Q'), c.number('Q')
         metadata = {c.string(): c.value(c.number('I')) for _ in range(min(n_keys, len(data)))}
         align = metadata.get('general.alignment', 32)

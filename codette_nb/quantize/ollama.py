@@ -53,7 +53,8 @@ def read_modelfile(
         if text[pos] in ' \t\n': pos += 1; continue
         if text[pos] == '#': pos = text.find('\n', pos) + 1 or len(text); continue
         word = text[pos:].split(None, 1)[0]
-        if word.lower() not in COMMANDS: raise CodetteError(f"{path}: {word!r} is not a command: choose one of {', '.join(COMMANDS)}")
+        if word.lower() not in COMMANDS:
+            raise CodetteError(f"{path}: {word!r} is not a command: choose one of {', '.join(COMMANDS)}")
         name, pos = word.lower(), pos + len(word)
         if name in ('parameter', 'message'):
             name, _, _ = text[pos:].lstrip(' \t').partition(' ')
@@ -86,13 +87,15 @@ def write_modelfile(
 ) -> Path:
     "Write a Modelfile for `ollama create`; returns its path. Raises `CodetteError` for text that Ollama could not read back."
     path = Path(path)
-    if path.exists() and not force: raise CodetteError(f"{path} exists already: choose another name, or replace it with force=True (--force)")
+    if path.exists() and not force:
+        raise CodetteError(f"{path} exists already: choose another name, or replace it with force=True (--force)")
     name = Path(gguf_name).as_posix()
-    lines = [f"FROM {_quote(name if Path(gguf_name).is_absolute() or name.startswith('.') else './' + name, 'name of the model file')}",
-             f"TEMPLATE {_quote(template, 'template')}"]
+    if not Path(gguf_name).is_absolute() and name[0] != '.': name = './' + name # a bare name would be a model of Ollama's
+    lines = [f"FROM {_quote(name, 'name of the model file')}", f"TEMPLATE {_quote(template, 'template')}"]
     if system: lines.append(f"SYSTEM {_quote(system, 'system message')}")
     settings = PARAMETERS | (dict(num_ctx=context_length) if context_length else {}) | (parameters or {})
     for k, v in settings.items():
-        for x in v if isinstance(v, (list, tuple)) else [] if v is None else [v]: lines.append(f'PARAMETER {k} {_quote(str(x), k)}')
+        values = v if isinstance(v, (list, tuple)) else [] if v is None else [v]
+        lines += [f'PARAMETER {k} {_quote(str(x), k)}' for x in values]
     with atomic_file(path, 'w') as f: f.write('\n'.join(lines) + '\n')
     return path

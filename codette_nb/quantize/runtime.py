@@ -18,7 +18,8 @@ def find_gguf(
     "The GGUF file that `path` stands for; raises `CodetteError` if there is none."
     path = Path(path)
     if path.is_dir():
-        if not (path/'model.gguf').is_file(): raise CodetteError(f"{path} holds no model.gguf: export it first, with codette export {path}")
+        if not (path/'model.gguf').is_file():
+            raise CodetteError(f"{path} holds no model.gguf: export it first, with codette export {path}")
         path = path/'model.gguf'
     if not path.is_file(): raise CodetteError(f"there is no model {path}: give a GGUF file or a run folder")
     return path
@@ -60,7 +61,8 @@ def _chunks(
 # %% ../../nbs/44_quantize.runtime.ipynb #rt-calls
 def _call_text(calls):
     "Tool calls as the model writes them."
-    return ''.join('<tool_call>{"name": %s, "arguments": %s}</tool_call>' % (json.dumps(n, ensure_ascii=False), a or '{}') for n, a in calls.values())
+    return ''.join('<tool_call>{"name": %s, "arguments": %s}</tool_call>' % (json.dumps(name, ensure_ascii=False), arguments or '{}')
+                   for name, arguments in calls.values())
 
 def _chat_text(chunks):
     "The text of a streamed chat answer, piece by piece; calls at its end."
@@ -73,6 +75,14 @@ def _chat_text(chunks):
             f = call.get('function', {})
             calls[call['index']] = name + (f.get('name') or ''), arguments + (f.get('arguments') or '')
     if calls: yield _call_text(calls)
+
+# %% ../../nbs/44_quantize.runtime.ipynb #rt-openai
+def _openai(messages, tools):
+    def call(c): return {'type': 'function', 'function': {'name': c['name'], 'arguments': json.dumps(c['arguments'], ensure_ascii=False)}}
+    def turn(m): return {**m, 'tool_calls': [c if 'function' in c else call(c) for c in m['tool_calls']]} if m.get('tool_calls') else m
+    out = {'messages': [turn(m) for m in messages]}
+    if tools: out['tools'] = [t if 'function' in t else {'type': 'function', 'function': t} for t in tools]
+    return out
 
 # %% ../../nbs/44_quantize.runtime.ipynb #rt-model
 class LlamaCpp:
@@ -87,20 +97,18 @@ class LlamaCpp:
         arch = self.metadata.get('general.architecture')
         self.context_length = context_length or self.metadata.get(f'{arch}.context_length', 0)
         try: import xllamacpp as x
-        except ImportError as e: raise CodetteError("chatting needs xllamacpp, llama.cpp's binding: install it with pip install xllamacpp") from e
+        except ImportError as e: raise CodetteError("chatting needs llama.cpp's binding: pip install xllamacpp") from e
         p = x.CommonParams()
         p.model.path, p.n_ctx, p.n_parallel = str(self.path), self.context_length, 1
         p.verbosity, p.warmup, p.ui, p.endpoint_slots, p.offline = -1, False, False, False, True
         p.cpuparams.n_threads = threads or os.cpu_count()
         try: self._server = x.Server(p)
-        except RuntimeError as e: raise CodetteError(f"llama.cpp cannot load {self.path}: codette export --verify says why") from e
+        except RuntimeError as e:
+            raise CodetteError(f"llama.cpp cannot load {self.path}: verify_gguf says why") from e
 
     def chat(self, messages, tools=None, stream=True, **settings):
         "Pieces of the answer to chat `messages` (OpenAI's shape), or all of it with `stream=False`; `settings` as in `SETTINGS`."
-        wrap = [t if 'function' in t else {'type': 'function', 'function': t} for t in tools or []]
-        calls = lambda m: [{'type': 'function', 'function': {'name': c['name'], 'arguments': json.dumps(c['arguments'])}} for c in m['tool_calls']]
-        turns = [{**m, 'tool_calls': calls(m)} if m.get('tool_calls') and 'name' in m['tool_calls'][0] else m for m in messages]
-        request = _request(settings, messages=turns, stream=True, **(dict(tools=wrap) if wrap else {}))
+        request = _request(settings, stream=True, **_openai(messages, tools or ()))
         text = _chat_text(_chunks(lambda callback: self._server.handle_chat_completions(request, callback)))
         return text if stream else ''.join(text)
 

@@ -105,7 +105,8 @@ def _worker(folder):
     m = _Llama(lib, job['gguf'], log)
     if not m.model: return leave(error='llama.cpp refuses the file')
     say('tokenising')
-    answer = {f'{kind}{k}': [_tokenize(m, s.encode(), k, kind == 'bos') for s in job['strings']] for kind in ('plain', 'bos') for k in (0, 1)}
+    answer = {f'{kind}{k}': [_tokenize(m, s.encode(), k, kind == 'bos') for s in job['strings']]
+              for kind in ('plain', 'bos') for k in (0, 1)}
     answer['pieces'] = [_piece(m, i).hex() for i in range(m.size)]
     say('computing logits')
     ctx = lib.llama_init_from_model(m.model, params)
@@ -138,7 +139,8 @@ def exact_settings(log: list) -> bool:
     return bool(re.search(r'flash_attn\s*=\s*disabled', text) and re.search(r'K \(f32\).*V \(f32\)', text))
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-hostile
-_SPACE = ' ', '  ', '   ', '\t', '\n', '\n\n', '\r\n', '\r', '\u00a0', '\u2028', '\u3000', '\u200b', '\u2581', '\x0b', '\x0c', '\x85'
+_SPACE = (' ', '  ', '   ', '\t', '\n', '\n\n', '\r\n', '\r', '\u00a0', '\u2028', '\u3000', '\u200b', '\u2581',
+          '\x0b', '\x0c', '\x85')
 _MARKS = ('<|im_start|>', '<|im_end|>', '<|im_', '|>', '<bos>', '<eos>', '<pad>', '<unk>', '<tool>', '<tool_call>', '</tool_call>', '<tool_',
           '<consciousness>', '<perspective>', '</tool_response>', '<s>', '</s>', '<|endoftext|>', '<0x41>', '<unused9>', '[PAD]', '<', '>')
 _WORDS = ("the", "The", "don't", "I'LL", "résumé", "naïve", "Straße", "ﬁne", "日本語", "한국어", "русский", "العربية", "עברית", "ไทย", "हिन्दी",
@@ -169,12 +171,15 @@ def compare_tokens(tokenizer, strings: list[str], answer: dict) -> list[str]:
     "One sentence for every difference between `tokenizer` and llama.cpp's answer."
     bad = []
     for k in (0, 1):
-        for s, mine, plain, bos in zip(strings, tokenizer.encode_batch(strings, special=bool(k)), answer[f'plain{k}'], answer[f'bos{k}']):
+        ours = tokenizer.encode_batch(strings, special=bool(k))
+        for s, mine, plain, bos in zip(strings, ours, answer[f'plain{k}'], answer[f'bos{k}']):
             how = 'with control pieces' if k else 'as plain text'
             if mine != plain: bad.append(f'{s!r} {how}: {mine} here, {plain} in llama.cpp')
-            if bos != [tokenizer.bos_id, *mine]: bad.append(f'{s!r} {how}, at the start of a prompt: {[tokenizer.bos_id, *mine]} here, {bos} in llama.cpp')
+            mine = [tokenizer.bos_id, *mine]
+            if bos != mine: bad.append(f'{s!r} {how}, at the start of a prompt: {mine} here, {bos} in llama.cpp')
     for i, h in enumerate(answer['pieces']):
-        if tokenizer.decode_bytes([i]) != bytes.fromhex(h): bad.append(f'piece {i} prints {tokenizer.decode_bytes([i])} here, {bytes.fromhex(h)} in llama.cpp')
+        mine, there = tokenizer.decode_bytes([i]), bytes.fromhex(h)
+        if mine != there: bad.append(f'piece {i} prints {mine} here, {there} in llama.cpp')
     return bad
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-log
@@ -225,6 +230,7 @@ KL_LIMITS = {'fp32': 1e-4, 'fp16': 1e-4, 'bf16': 5e-3, 'q8': 2e-2, 'q4_0': .5} #
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-report-rows
 def _report_rows(r):
+    if r.status == 'not checked': return
     yield 'strings tokenised', f'{r.strings:,} in two ways, {len(r.token_differences)} differences'
     yield 'vocabulary', f'{r.pieces:,} pieces'
     if (c := r.logits) is None: return
@@ -236,9 +242,9 @@ def _report_rows(r):
 
 def _report_html(r):
     color = {'passed': '#1a7f37', 'failed': '#cf222e'}.get(r.status, '#9a6700')
-    rows = ''.join(f'<tr><td>{k}</td><td>{html.escape(v)}</td></tr>' for k, v in _report_rows(r)) if r.status != 'not checked' else ''
-    return (f'<p><b>{html.escape(Path(r.path).name)}</b> ({html.escape(r.quantization)}) against PyTorch: <b style="color:{color}">{r.status}</b></p>'
-            + ''.join(f'<p>{html.escape(x)}</p>' for x in r.reasons) + f'<table>{rows}</table>')
+    rows = ''.join(f'<tr><td>{k}</td><td>{html.escape(v)}</td></tr>' for k, v in _report_rows(r))
+    return (f'<p><b>{html.escape(Path(r.path).name)}</b> ({html.escape(r.quantization)}) against PyTorch: '
+            f'<b style="color:{color}">{r.status}</b></p>' + ''.join(f'<p>{html.escape(x)}</p>' for x in r.reasons) + f'<table>{rows}</table>')
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-report
 @dataclass(repr=False)
@@ -259,10 +265,11 @@ class VerifyReport:
     def passed(self) -> bool: return self.status == 'passed'
     def to_dict(self) -> dict:
         "Plain values, for JSON; at most ten of the differences."
-        return asdict(self) | dict(passed=self.passed, differences=len(self.token_differences), token_differences=self.token_differences[:10])
+        bad = self.token_differences
+        return asdict(self) | dict(passed=self.passed, differences=len(bad), token_differences=bad[:10])
     def __repr__(self):
-        rows = [f'  {k}: {v}' for k, v in _report_rows(self)] if self.status != 'not checked' else []
-        return '\n'.join([f'{Path(self.path).name} ({self.quantization}): {self.status}', *('  ' + x for x in self.reasons), *rows])
+        rows = [*self.reasons, *(f'{k}: {v}' for k, v in _report_rows(self))]
+        return '\n  '.join([f'{Path(self.path).name} ({self.quantization}): {self.status}', *rows])
     def _repr_html_(self): return _report_html(self)
 
     def plot(self, ax=None):
@@ -272,14 +279,15 @@ class VerifyReport:
         if self.logits is None: raise CodetteError("no logits were compared, so there is nothing to draw")
         e, n = self.logits.edges, sum(self.logits.counts)
         ax.stairs([c/n for c in self.logits.counts], [10**x for x in e], fill=True, alpha=.5, label=self.quantization)
-        ax.set(xscale='log', xlabel='difference of a logit', ylabel='share of logits', title=f'{self.quantization}: llama.cpp and PyTorch')
+        ax.set(xscale='log', xlabel='difference of a logit', ylabel='share of logits', title='llama.cpp and PyTorch')
         return ax
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-text
 def sample_texts() -> list[str]:
     "Prose, code and a chat that every machine has."
     from pydoc_data.topics import topics
-    chat = render_chat([{'role': 'system', 'content': 'You are codette.'}, {'role': 'user', 'content': 'How long does a stone fall from 20 metres?'},
+    chat = render_chat([{'role': 'system', 'content': 'You are codette.'},
+                        {'role': 'user', 'content': 'How long does a stone fall from 20 metres?'},
                         {'role': 'assistant', 'content': 'About 2.02 seconds, if the air is ignored.'}])
     return [chat] + [topics[k] for k in ('lists', 'while', 'strings', 'debugger', 'exceptions', 'numbers')]
 
@@ -293,7 +301,8 @@ def sequences(
     parts = []
     for ids in tokenizer.encode_batch(list(texts), special=True):
         parts.append([[tokenizer.bos_id, *ids[i:i+length-1]] for i in range(0, len(ids), length - 1)])
-    out = [p[i] for i in range(max(map(len, parts), default=0)) for p in parts if i < len(p) and len(p[i]) > 1][:max(2, tokens//length)]
+    turns = (p[i] for i in range(max(map(len, parts), default=0)) for p in parts if i < len(p))
+    out = [ids for ids in turns if len(ids) > 1][:max(2, tokens//length)]
     if len(out) < 2: raise CodetteError("the texts to verify with are too short: two sequences of two tokens are the least")
     return out
 
@@ -303,7 +312,8 @@ def _judge(r):
     n, c = len(r.token_differences), r.logits
     if n: r.reasons.append(f'{n} differences in tokenisation; the first: {r.token_differences[0]}')
     if c.overturned: r.reasons.append(f'{c.overturned} of {c.decisive} clear decisions fell otherwise in llama.cpp')
-    if not c.kl <= r.kl_limit: r.reasons.append(f'the mean KL divergence is {c.kl:.2e} nats a token, above the limit of {r.kl_limit:.0e} for {r.quantization}')
+    if not c.kl <= r.kl_limit:
+        r.reasons.append(f'the mean KL divergence is {c.kl:.2e} nats a token, above the limit of {r.kl_limit:.0e} for {r.quantization}')
     if r.reasons: r.status = 'failed'
     return r
 
@@ -315,13 +325,17 @@ def _torch_logits(model, seqs):
         for ids in seqs: yield model(torch.tensor([ids], device=model.device))[0].float().cpu().numpy()
     model.train(was)
 
+def _quantization(f):
+    return next((k.name for k in FORMATS.values() if k.file_type == f.metadata.get('general.file_type')), 'unknown')
+
 def _set_aside(r, answer):
     "Status and reason where llama.cpp gave no figures."
     if 'missing' in answer: r.status, r.reasons = 'not checked', [answer['missing']]
     elif 'error' in answer:
         said = [l.strip() for l in answer.get('log', []) if 'error' in l.lower()]
         r.status, r.reasons = 'failed', [answer['error'] + (f': {said[0]}' if said else '')]
-    elif not exact_settings(answer['log']): r.status, r.reasons = 'not checked', ['llama.cpp does not say that it computed exactly']
+    elif not exact_settings(answer['log']):
+        r.status, r.reasons = 'not checked', ['llama.cpp does not say that it computed exactly']
     return r.status != 'passed'
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-verify
@@ -338,11 +352,12 @@ def verify_gguf(
     from codette_nb.quantize.gguf import read_gguf
     from codette_nb.train.checkpoint import load_checkpoint
     r, t = VerifyReport(str(gguf_path)), time.time()
-    try: meta = read_gguf(gguf_path).metadata
+    try: r.quantization = _quantization(read_gguf(gguf_path))
     except CodetteError as e: r.status, r.reasons = 'failed', [str(e)]; return r
-    r.quantization = next((f.name for f in FORMATS.values() if f.file_type == meta.get('general.file_type')), 'unknown')
-    if r.quantization not in KL_LIMITS: r.status, r.reasons = 'not checked', ['the file is of a type that has no limit here']; return r
-    model, tokenizer = (checkpoint, tokenizer) if hasattr(checkpoint, 'parameters') else (lambda m, t: (m, tokenizer or t))(*load_checkpoint(checkpoint))
+    if r.quantization not in KL_LIMITS:
+        r.status, r.reasons = 'not checked', ['the file is of a type that has no limit here']; return r
+    model, own = (checkpoint, None) if hasattr(checkpoint, 'parameters') else load_checkpoint(checkpoint)
+    tokenizer = tokenizer or own
     texts = sample_texts() if texts is None else list(texts)
     hostile = hostile_strings(strings, texts=texts)
     seqs = sequences(tokenizer, texts, min(128, model.config.context_length), tokens)
