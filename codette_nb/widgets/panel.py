@@ -243,7 +243,7 @@ def _polyline(l, X, Y):
 
 def chart_svg(
     chart: Chart,
-    width: int = 520, height: int = 230, # of the drawing's own coordinates; on the page it fills its box
+    width: int = 490, height: int = 222, # of the drawing's own coordinates; on the page it fills its box
 ) -> str:
     "A chart as an `<svg>` element."
     (x0, x1), (y0, y1), left, right, top, bottom = chart.xlim, chart.ylim, 38, width - 10, 8, height - 34
