@@ -1,4 +1,4 @@
-"""Private memory that a GGUF export needs: `python benchmarks/export_memory.py [--size small] [--quantization fp16] [--json out.json]`.
+"""Private memory that a GGUF export needs: `python benchmarks/export_memory.py [--size small] [--json out.json]`.
 
 A checkpoint of the size, with random weights, is streamed to a temporary folder; a child process exports it while this one
 reads the child's private memory (RssAnon: pages that are its own, not those of the mapped checkpoint) twenty times a second.
@@ -42,7 +42,8 @@ def write_checkpoint(folder, size):
     write_json(folder/MANIFEST, dict(format='codette checkpoint', version=1, files=files))
     return config
 
-EXPORT = 'import sys; from codette_nb.quantize.gguf import convert_checkpoint_to_gguf as c; c(sys.argv[1], None, sys.argv[2], sys.argv[3], quiet=True)'
+EXPORT = ('import sys; from codette_nb.quantize.gguf import convert_checkpoint_to_gguf as convert; '
+          'convert(sys.argv[1], None, sys.argv[2], sys.argv[3], quiet=True)')
 
 def private_bytes(pid):
     "RssAnon of a process, 0 when it has ended."
@@ -72,9 +73,10 @@ def main():
         seconds, size = time.time() - t, out.stat().st_size
     largest = 4*max(int(np.prod(s)) for s in tensor_shapes(config).values())
     limit = (1 << 30) + largest
-    figures = dict(size=a.size, quantization=a.quantization, parameters=n, file_bytes=size, seconds=round(seconds, 1), peak_private_bytes=peak,
-                   largest_tensor_bytes=largest, limit_bytes=limit, within=peak <= limit)
-    for k, v in (('file', size), ('peak private memory', peak), ('largest tensor', largest), ('limit (1 GiB + largest)', limit)): print(f'{k:25} {human_bytes(v):>10}')
+    figures = dict(size=a.size, quantization=a.quantization, parameters=n, file_bytes=size, seconds=round(seconds, 1),
+                   peak_private_bytes=peak, largest_tensor_bytes=largest, limit_bytes=limit, within=peak <= limit)
+    rows = ('file', size), ('peak private memory', peak), ('largest tensor', largest), ('limit (1 GiB + largest)', limit)
+    for k, v in rows: print(f'{k:25} {human_bytes(v):>10}')
     print(f"{'export':25} {seconds:8.0f} s   {'within the limit' if figures['within'] else 'ABOVE THE LIMIT'}")
     if a.json: write_json(a.json, figures)
     return 0 if figures['within'] else 1

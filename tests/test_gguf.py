@@ -8,14 +8,14 @@ from codette_nb.model.config import TransformerConfig
 from codette_nb.model.transformer import create_codette_model
 from codette_nb.quantize import gguf, verify
 from codette_nb.quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf, read_gguf
-from codette_nb.quantize.runtime import LlamaCpp
+from codette_nb.quantize.runtime import LlamaCpp, _openai
 from codette_nb.quantize.verify import llama_library, sample_texts, verify_gguf
 from codette_nb.train.checkpoint import save_checkpoint
 from test_modelfile import CHATS
 
-needs_llama = pytest.mark.skipif(llama_library() is None, reason='needs a build of xllamacpp that exposes the C functions of llama.cpp')
-KINDS = {'sentencepiece': lambda: SentencePieceTokenizer(512).fit(sample_texts()), 'words': lambda: SimpleTokenizer(512).fit(sample_texts()),
-         'bytes': lambda: ByteTokenizer(size=512)}
+needs_llama = pytest.mark.skipif(llama_library() is None, reason='needs an xllamacpp that exposes the C functions of llama.cpp')
+KINDS = {'sentencepiece': lambda: SentencePieceTokenizer(512).fit(sample_texts()),
+         'words': lambda: SimpleTokenizer(512).fit(sample_texts()), 'bytes': lambda: ByteTokenizer(size=512)}
 
 @pytest.fixture(scope='module', params=KINDS)
 def made(request, tmp_path_factory):
@@ -82,11 +82,9 @@ def test_the_template_in_the_file_is_ours(made, tmp_path):
     pytest.importorskip('xllamacpp')
     llama = LlamaCpp(convert_checkpoint_to_gguf(made[2], made[1], tmp_path/'model.gguf'))
     def there(messages, tools):
-        def wrap(c): return {'type': 'function', 'function': {**c, 'arguments': json.dumps(c['arguments'])}}
-        body = {'messages': [{**m, 'tool_calls': [wrap(c) for c in m['tool_calls']]} if 'tool_calls' in m else m for m in messages]}
-        if tools: body['tools'] = [{'type': 'function', 'function': t} for t in tools]
-        request = urllib.request.Request(llama._server.listening_address + '/apply-template', json.dumps(body).encode(), {'Content-Type': 'application/json'})
-        with urllib.request.urlopen(request, timeout=30) as f: return json.load(f)['prompt']
+        body = json.dumps(_openai(messages, tools)).encode()
+        url, kind = llama._server.listening_address + '/apply-template', {'Content-Type': 'application/json'}
+        with urllib.request.urlopen(urllib.request.Request(url, body, kind), timeout=30) as f: return json.load(f)['prompt']
     try:
         for messages, tools in CHATS:
             if messages[-1]['role'] != 'assistant': # such a last turn is one to continue, for llama.cpp

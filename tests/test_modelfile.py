@@ -9,20 +9,26 @@ CALC = {'name': 'calculate', 'description': 'Work out an expression.',
 CLOCK = {'name': 'clock', 'description': 'Tell the time.', 'parameters': {'type': 'object', 'properties': {}}}
 USER = {'role': 'user', 'content': 'What is 17 * 23?'}
 SYSTEM = {'role': 'system', 'content': 'Be brief.\nBe kind.'}
-CALL = {'role': 'assistant', 'content': '', 'tool_calls': [{'name': 'calculate', 'arguments': {'digits': 3, 'expression': '17 * 23'}}]}
-BOTH = {'role': 'assistant', 'content': 'Two at once.', 'tool_calls': [*CALL['tool_calls'], {'name': 'clock', 'arguments': {}}]}
+SUM = {'name': 'calculate', 'arguments': {'digits': 3, 'expression': '17 * 23'}}
+CALL = {'role': 'assistant', 'content': '', 'tool_calls': [SUM]}
+BOTH = {'role': 'assistant', 'content': 'Two at once.', 'tool_calls': [SUM, {'name': 'clock', 'arguments': {}}]}
 RESULT = {'role': 'tool', 'content': '391'}
 SAID = {'role': 'assistant', 'content': 'It is 391. <perspective> {"a": 1} "quoted" {{ braces }}'}
-CHATS = [([USER], ()), ([SYSTEM, USER], ()), ([USER, SAID, USER], ()), ([SYSTEM], ()), ([USER], (CALC,)), ([SYSTEM, USER], (CALC, CLOCK)),
-         ([SYSTEM, USER, CALL, RESULT, SAID, USER], (CALC,)), ([USER, BOTH, RESULT, RESULT, SAID], (CALC, CLOCK)), ([USER, CALL, RESULT], ()),
-         ([USER, SYSTEM, SAID], (CLOCK,)), ([{'role': 'user', 'content': ''}], ()), ([{'role': 'user', 'content': 'e\u0301 日本\n\n  \ttail  '}], ())]
+ODD = {'role': 'user', 'content': 'e\u0301 日本\n\n  \ttail  '}
+CHATS = [([USER], ()), ([SYSTEM, USER], ()), ([USER, SAID, USER], ()), ([SYSTEM], ()), ([USER], (CALC,)),
+         ([SYSTEM, USER], (CALC, CLOCK)), ([SYSTEM, USER, CALL, RESULT, SAID, USER], (CALC,)),
+         ([USER, BOTH, RESULT, RESULT, SAID], (CALC, CLOCK)),
+         ([USER, BOTH, RESULT, RESULT], (CALC, CLOCK)), ([USER, CALL, RESULT], ()), ([USER, SYSTEM, SAID], (CLOCK,)),
+         ([{'role': 'user', 'content': ''}], ()), ([ODD], ())]
 
 def go_data(messages, tools):
     "The chat as Ollama hands it to a template."
     def call(c): return {'Function': {'Name': c['name'], 'Arguments': c['arguments']}}
-    def tool(t): return {'Function': {'Name': t['name'], 'Description': t['description'], 'Parameters': {'Properties': t['parameters']['properties']}}}
-    return {'Messages': [{'Role': m['role'], 'Content': m['content'], 'ToolCalls': [call(c) for c in m.get('tool_calls', [])]} for m in messages],
-            'Tools': [tool(t) for t in tools]}
+    def tool(t):
+        properties = t['parameters']['properties']
+        return {'Function': {'Name': t['name'], 'Description': t['description'], 'Parameters': {'Properties': properties}}}
+    def turn(m): return {'Role': m['role'], 'Content': m['content'], 'ToolCalls': [call(c) for c in m.get('tool_calls', [])]}
+    return {'Messages': [turn(m) for m in messages], 'Tools': [tool(t) for t in tools]}
 
 # --- a reader for the part of Go's text/template that the template uses ---------------------------------------------
 
@@ -64,8 +70,9 @@ def value(words, dot, env):
     if words[0] in ('and', 'not', 'eq', 'json'):
         f = words.pop(0); args = []
         while words: args.append(operand())
-        return {'and': lambda: next((a for a in args if not a), args[-1]), 'not': lambda: not args[0], 'eq': lambda: args[0] == args[1],
-                'json': lambda: json.dumps(args[0], ensure_ascii=False, separators=(',', ':'))}[f]()
+        if f == 'and': return next((a for a in args if not a), args[-1])
+        if f == 'not': return not args[0]
+        return args[0] == args[1] if f == 'eq' else json.dumps(args[0], ensure_ascii=False, separators=(',', ':'))
     return operand()
 
 def run(nodes, dot, env, out):
@@ -122,7 +129,8 @@ def test_templates_agree_in_go(tmp_path):
     (tmp_path/'main.go').write_text(GO)
     (tmp_path/'template').write_text(OLLAMA_TEMPLATE)
     (tmp_path/'chats.json').write_text(json.dumps([go_data(*c) for c in CHATS]))
-    p = subprocess.run(['go', 'run', 'main.go', 'template', 'chats.json', 'out'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command = ['go', 'run', 'main.go', 'template', 'chats.json', 'out']
+    p = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert p.returncode == 0, p.stderr
     assert json.loads(p.stdout) == [render_chat(m, t, add_generation_prompt=True) for m, t in CHATS]
 

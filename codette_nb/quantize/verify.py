@@ -141,14 +141,18 @@ def exact_settings(log: list) -> bool:
 # %% ../../nbs/42_quantize.verify.ipynb #vf-hostile
 _SPACE = (' ', '  ', '   ', '\t', '\n', '\n\n', '\r\n', '\r', '\u00a0', '\u2028', '\u3000', '\u200b', '\u2581',
           '\x0b', '\x0c', '\x85')
-_MARKS = ('<|im_start|>', '<|im_end|>', '<|im_', '|>', '<bos>', '<eos>', '<pad>', '<unk>', '<tool>', '<tool_call>', '</tool_call>', '<tool_',
-          '<consciousness>', '<perspective>', '</tool_response>', '<s>', '</s>', '<|endoftext|>', '<0x41>', '<unused9>', '[PAD]', '<', '>')
-_WORDS = ("the", "The", "don't", "I'LL", "résumé", "naïve", "Straße", "ﬁne", "日本語", "한국어", "русский", "العربية", "עברית", "ไทย", "हिन्दी",
-          "e\u0301\u0301", "a\u0300\u0323", "👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇩🇪", "\ufeff", "\ufffd", "\u202e", "½", "①", "Ⅷ", "𝕏", "３")
-_CODE = ("def f(x):\n    return x**2\n", "\tif (a&&b){c+=1;}", "x = {'a': [1, 2.5e-3]}", "#!/bin/sh\n", "3.14159", "1000000", "0x1F", "1,234.5",
-         "https://example.org/?q=%20&a=b#c", '{"name": "calculate", "arguments": {}}', "```python\n", "==", "!==", "->", "...", "'''", '"""', "\\n")
-_RANGES = (0, 32), (32, 127), (127, 256), (256, 0x600), (0x600, 0x1000), (0x1000, 0x3000), (0x3000, 0xd800), (0xe000, 0x10000), (0x10000, 0x110000)
+_MARKS = ('<|im_start|>', '<|im_end|>', '<|im_', '|>', '<bos>', '<eos>', '<pad>', '<unk>', '<tool>', '<tool_call>',
+          '</tool_call>', '<tool_', '<consciousness>', '<perspective>', '</tool_response>', '<s>', '</s>', '<|endoftext|>',
+          '<0x41>', '<unused9>', '[PAD]', '<', '>')
+_WORDS = ("the", "The", "don't", "I'LL", "résumé", "naïve", "Straße", "ﬁne", "日本語", "한국어", "русский", "العربية", "עברית", "ไทย",
+          "हिन्दी", "e\u0301\u0301", "a\u0300\u0323", "👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇩🇪", "\ufeff", "\ufffd", "\u202e", "½", "①", "Ⅷ", "𝕏", "３")
+_CODE = ("def f(x):\n    return x**2\n", "\tif (a&&b){c+=1;}", "x = {'a': [1, 2.5e-3]}", "#!/bin/sh\n", "3.14159", "1000000",
+         "0x1F", "1,234.5", "https://example.org/?q=%20&a=b#c", '{"name": "calculate", "arguments": {}}', "```python\n", "==",
+         "!==", "->", "...", "'''", '"""', "\\n")
+_RANGES = ((0, 32), (32, 127), (127, 256), (256, 0x600), (0x600, 0x1000), (0x1000, 0x3000), (0x3000, 0xd800), (0xe000, 0x10000),
+           (0x10000, 0x110000)) # all of Unicode but the surrogates
 
+# %% ../../nbs/42_quantize.verify.ipynb #vf-hostile-make
 def hostile_strings(
     n=3000,    # how many
     seed=0,    # the same seed, the same strings
@@ -230,10 +234,9 @@ KL_LIMITS = {'fp32': 1e-4, 'fp16': 1e-4, 'bf16': 5e-3, 'q8': 2e-2, 'q4_0': .5} #
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-report-rows
 def _report_rows(r):
-    if r.status == 'not checked': return
+    if (c := r.logits) is None: return
     yield 'strings tokenised', f'{r.strings:,} in two ways, {len(r.token_differences)} differences'
     yield 'vocabulary', f'{r.pieces:,} pieces'
-    if (c := r.logits) is None: return
     yield 'positions compared', f'{c.positions:,}'
     yield 'mean KL divergence', f'{c.kl:.2e} nats a token (limit {r.kl_limit:.0e})'
     yield 'largest difference of a logit', f'{c.largest:.2e}, measured on every other sequence'
