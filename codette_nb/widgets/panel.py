@@ -546,7 +546,7 @@ class Panel:
     def __init__(self,
         run: Run,
         every: float = .1,    # seconds between two frames, at least
-        budget: float = .03,  # share of the run that painting may take, at most
+        budget: float = .02,  # share of the run that painting may take, at most
     ):
         self.run, self.every, self.budget, self.controls = run, every, budget, _Controls()
         self.frames, self.seconds, self.active = 0, 0., 0. # drawn, spent on drawing, and the run's time so far, pauses apart
@@ -609,7 +609,7 @@ class TrainingPanel:
     def __init__(self,
         trainer,             # `CodetteTrainer`, or anything that emits its events and has its `fit`, `pause`, `resume`, `stop`
         every: float = .1,   # seconds between two frames, at least
-        budget: float = .03, # share of the run that painting may take, at most
+        budget: float = .02, # share of the run that painting may take, at most
     ):
         missing = [n for n in ('listeners', 'step', 'fit', 'pause', 'resume', 'stop') if not hasattr(trainer, n)]
         if missing: raise CodetteError(f"a panel needs a trainer, but {type(trainer).__name__} has no {', '.join(missing)}")
