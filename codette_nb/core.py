@@ -26,14 +26,18 @@ def one_of(
     raise CodetteError(f"unknown {what} {value!r}: choose one of {', '.join(map(str, allowed))}")
 
 # %% ../nbs/00_core.ipynb #core-hum
-def human_bytes(n: float) -> str:
+def human_bytes(
+    n: float, # bytes
+) -> str:
     "Bytes with a binary unit: `1536` → `1.5 KiB`."
     for unit in ('B', 'KiB', 'MiB', 'GiB'):
         if abs(n) < 1024: return f'{n:.0f} B' if unit == 'B' else f'{n:.1f} {unit}'
         n /= 1024
     return f'{n:.1f} TiB'
 
-def human_count(n: float) -> str:
+def human_count(
+    n: float, # how many
+) -> str:
     "A count with a decimal unit: `1276000000` → `1.28 B`."
     for unit in ('', ' k', ' M', ' B'):
         if abs(n) < 1000 or unit == ' B': return f'{n:.0f}' if not unit else f'{n:.2f}{unit}'
@@ -105,12 +109,17 @@ def atomic_folder(
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #core-json
-def write_json(path, data) -> Path:
+def write_json(
+    path, # file to write, `str` or `Path`
+    data, # what JSON can hold; NaN is refused
+) -> Path:
     "`data` as indented JSON, whole or absent; returns the `Path`."
     with atomic_file(path, 'w') as f: f.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
     return Path(path)
 
-def read_json(path):
+def read_json(
+    path, # `str` or `Path`
+):
     "The data of a JSON file; raises `CodetteError` naming the file if it is missing or damaged."
     path = Path(path)
     if not path.is_file(): raise CodetteError(f"there is no file {path}")
@@ -132,7 +141,9 @@ def require_space(
                            "free some space or choose another folder")
 
 # %% ../nbs/00_core.ipynb #core-seed
-def set_seed(seed: int):
+def set_seed(
+    seed: int, # any whole number
+):
     "Seed Python, NumPy and torch, on every device."
     import numpy as np, torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)

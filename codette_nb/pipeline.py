@@ -8,7 +8,7 @@ __all__ = ['QUESTION', 'Recipe', 'build_split', 'data_sha256', 'build_tokenizer'
            'make_recipe', 'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
-import hashlib, os, time
+import hashlib, json, os, time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -26,7 +26,7 @@ from .model.transformer import CustomTransformer
 from .quantize.blocks import number_format
 from .quantize.gguf import GGUFConverter
 from .quantize.ollama import write_modelfile
-from .quantize.verify import verify_gguf
+from .quantize.verify import sample_texts, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
 from .train.plan import LAPTOP, Plan, about_model, make_plan
 from .train.trainer import CodetteTrainer, TrainingConfig, check_out
@@ -137,7 +137,8 @@ def export_run(
     quantization='fp16', # 'fp32', 'fp16', 'bf16', 'q8' or 'q4_0'
     verify=True,         # False: do not load it in llama.cpp
     force=False,         # True replaces a file that is there
-    name='codette',
+    name='codette',      # what the model is called
+    texts=None,          # ordinary text to compare logits on; None for Python's documentation and a chat
     quiet=False,         # True prints nothing
 ) -> dict:               # file, quantization, bytes, parity and the export's figures
     "Write a GGUF file with its Modelfile and verify it; raises `CodetteError` if llama.cpp does not agree."
@@ -148,18 +149,17 @@ def export_run(
     figures = converter.write(unverified, force=True, quiet=quiet)
     parity = dict(status='not checked', reasons=['verification was switched off'])
     if verify:
-        report = verify_gguf(unverified, run, converter.tokenizer)
+        report = verify_gguf(unverified, run, converter.tokenizer, texts)
         parity = report.to_dict() | dict(path=path.name)
         if report.status == 'failed': raise CodetteError(f"llama.cpp does not agree with the model: {'; '.join(report.reasons)}; the file is left as {unverified}")
     os.replace(unverified, path)
-    write_modelfile(path.parent/'Modelfile', path.name)
+    write_modelfile(path.parent/'Modelfile', path.name, context_length=converter.config.context_length, force=True)
     if not quiet: print(f"wrote {path} ({human_bytes(path.stat().st_size)}), llama.cpp: {parity['status']}")
     return figures.to_dict() | dict(file=path.name, path=str(path), quantization=quantization, bytes=path.stat().st_size, parity=parity)
 
 # %% ../nbs/90_pipeline.ipynb #pi-score
 def _last_score(run):
-    import json
-    last = {}
+    last, last_best = {}, 0
     for line in open(Path(run)/'metrics.jsonl', encoding='utf-8'):
         e = json.loads(line)
         if e['event'] == 'score': last = {k: e[k] for k in ('score', 'loss_improvement', 'progress', 'gradient')}
@@ -192,7 +192,8 @@ def finish_run(
     kept = memorisation(model, tokenizer, [r for r in split.train if r.source == held_out[0].source], held_out, limit=100) if fits else None
     times['measuring'] = time.perf_counter() - t
     t = time.perf_counter()
-    export = export_run(run, quantization=quantization, verify=verify, force=True, name=recipe.name, quiet=quiet)
+    export = export_run(run, quantization=quantization, verify=verify, force=True, name=recipe.name,
+                        texts=[render(r) for r in held_out[:20]] + sample_texts(), quiet=quiet)
     times['export and verification'] = time.perf_counter() - t
     score, best_step = _last_score(run)
     c, n = recipe.model, trainer.step*trainer.tokens_per_step

@@ -32,7 +32,7 @@ def shares(
 def draw(
     source: str,          # one of `SOURCES`
     n: int,               # records
-    seed: int,
+    seed: int,            # of the draw
     about: dict,          # facts about the model
     held_out=False,       # True draws from the held-out families
     seen: set|None=None,  # fingerprints to avoid; those drawn are added
@@ -58,7 +58,7 @@ def draw(
 class CodetteTrainingDataset:
     "The four generated sources, mixed and shuffled: the same seed and facts give the same bytes."
     def __init__(self,
-        seed=0,
+        seed=0,                # of everything that is drawn
         about: dict|None=None, # facts about the model that is to be trained; None for those of no model in particular
         mixture: dict|None=None, # source to weight; None for 30, 25, 25 and 20 percent
     ):
@@ -134,7 +134,7 @@ class Split:
 def repeat(
     records, # documents
     weight: float, # how often each is to be read
-    seed=0,
+    seed=0,        # of the choice
 ) -> list[Record]:
     "Every document `weight` times; a fraction is a random choice of documents."
     if not 0 < weight < float('inf'): raise CodetteError(f"weight is {weight}: it must be above 0")
@@ -147,7 +147,7 @@ def add_corpus(
     name: str,           # what its held-out set is called
     weight=1.,           # how often each document is read
     held_out=.1,         # share of its text to hold out
-    seed=0,
+    seed=0,              # of the split and the order
 ) -> Split:
     "The split with a corpus mixed in; documents that any held-out set has already are left out."
     seen = {fingerprint(render(r)) for rs in [split.train, *split.held_out.values()] for r in rs}

@@ -39,7 +39,7 @@ class TextDataset:
     "Documents as windows of token ids, packed anew for each epoch."
     def __init__(self,
         docs,              # records, or texts
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer, # fitted
         context: int,      # tokens the model looks at
         seed=0,            # of the order of the documents
         quiet=True,        # False shows a progress bar while tokenizing
@@ -55,7 +55,9 @@ class TextDataset:
         self.tokens = np.concatenate(parts)
         self._epoch = None
 
-    def windows(self, epoch: int) -> list:
+    def windows(self,
+        epoch: int, # from 0
+    ) -> list:
         "The windows of an epoch, as `pack` gives them."
         if self._epoch != epoch:
             order = list(range(len(self.lengths)))
@@ -69,7 +71,7 @@ class TextDataset:
     def __len__(self): return len(self.windows(0))
 
     def batch(self,
-        epoch: int,
+        epoch: int,   # from 0
         index,        # numbers of windows in that epoch
     ):
         "Inputs and targets, each int64 of shape (B, T); targets are −100 where they do not count."
@@ -90,7 +92,10 @@ class TextDataset:
 # %% ../../nbs/15_data.packing.ipynb #pack-sampler
 class Sampler:
     "Batches without end, from a cursor that can be saved."
-    def __init__(self, dataset: TextDataset, batch_size: int):
+    def __init__(self,
+        dataset: TextDataset, # what to go through
+        batch_size: int,      # windows to a batch
+    ):
         if batch_size < 1: raise CodetteError(f"batch_size is {batch_size}: it must be at least 1")
         if len(dataset) < batch_size:
             raise CodetteError(f"the training text fills {len(dataset)} windows of {dataset.context} tokens, fewer than one batch of {batch_size}: "

@@ -76,7 +76,7 @@ def render_chat(
                                      add_generation_prompt=add_generation_prompt)
 
 def render(
-    record: Record,
+    record: Record,       # document or chat
     tool_style='hermes', # see `render_chat`
 ) -> str:
     "The text of a record: a document as it is, a chat through the template."
@@ -100,18 +100,24 @@ def parse_tool_calls(
     return calls
 
 # %% ../../nbs/10_data.records.ipynb #rec-norm
-def normalise(text: str) -> str:
+def normalise(
+    text: str, # any text
+) -> str:
     "Lower case, every run of digits as `0`, every run of white space as one space."
     return re.sub(r'\s+', ' ', re.sub(r'\d+', '0', text.lower())).strip()
 
-def fingerprint(text: str) -> str:
+def fingerprint(
+    text: str, # any text
+) -> str:
     "16 hexadecimal digits of the normal form's SHA-256, to compare texts without keeping them."
     return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
 
 # %% ../../nbs/10_data.records.ipynb #rec-jsonl
 _DEFAULT = dict(text=None, messages=(), tools=(), source='user', category='', family='', group='', meta={})
 
-def to_dict(record: Record) -> dict:
+def to_dict(
+    record: Record, # any record
+) -> dict:
     "The fields of a record that differ from their default."
     return {k: v for k, v in vars(record).items() if v != _DEFAULT[k]}
 
@@ -136,7 +142,9 @@ def _message(m):
         m['tool_calls'] = [{'name': c['name'], 'arguments': json.loads(c['arguments']) if isinstance(c['arguments'], str) else c['arguments']} for c in calls]
     return m
 
-def from_dict(d: dict) -> Record:
+def from_dict(
+    d: dict, # as JSON gives it
+) -> Record:
     "A record from one JSON object; raises `CodetteError` saying what is missing."
     if not isinstance(d, dict): raise CodetteError(f"a record must be a JSON object, not {type(d).__name__}")
     kw = {k: v for k, v in d.items() if k in _DEFAULT}
@@ -160,6 +168,7 @@ def read_jsonl(
             if not line.strip(): continue
             try: yield from_dict(json.loads(line.decode('utf-8')))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-                where = f'{path}:{i}: {str(e) or type(e).__name__}'
+                why = f'not JSON at column {e.colno}: {e.msg}' if isinstance(e, json.JSONDecodeError) else str(e) or type(e).__name__
+                where = f'{path}:{i}: {why}'
                 if problems is None: raise CodetteError(where) from e
                 problems.append(where)

@@ -62,7 +62,9 @@ def chat(
     "A record of one question and one answer."
     return Record(messages=({'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}), meta=meta)
 
-def answer(record: Record) -> str:
+def answer(
+    record: Record, # a chat
+) -> str:
     "The assistant's last turn."
     return next(m['content'] for m in reversed(record.messages) if m['role'] == 'assistant')
 
@@ -80,7 +82,9 @@ ABOUT = dict(
     held_out=10,              # percent of records kept for measuring
 )
 
-def check_about(about: dict) -> dict:
+def check_about(
+    about: dict, # facts about a model, as in `ABOUT`
+) -> dict:
     "`about` if it has every fact that the templates need; raises `CodetteError` naming those that are missing."
     missing = [k for k in ABOUT if k not in about]
     if missing: raise CodetteError(f"about= lacks {', '.join(missing)}: give every key of codette_nb.data.sources.ABOUT")

@@ -25,7 +25,7 @@ class PieceType(IntEnum):
 class Piece:
     "One entry of a vocabulary."
     text: str       # as the GGUF file spells it
-    type: PieceType
+    type: PieceType # what kind of piece
     score: float    # merge priority, higher first; 0 where there are no merges
 
 PAD, BOS, EOS, UNK, TURN, END_OF_TURN = '<pad>', '<bos>', '<eos>', '<unk>', '<|im_start|>', '<|im_end|>'
@@ -47,14 +47,17 @@ class Tokenizer:
     def vocab_size(self) -> int: return len(self.pieces())
 
     def encode(self,
-        text: str,
+        text: str,      # any text
         special=False,  # True reads control pieces written in the text, as a chat server does
     ) -> list[int]:
         "Token ids of `text`; `<bos>` is not added."
         return self.encode_batch([text], special)[0]
 
-    def encode_batch(self, texts, special=False) -> list[list[int]]:
-        "Token ids of several texts; see `encode`."
+    def encode_batch(self,
+        texts,          # several texts
+        special=False,  # see `encode`
+    ) -> list[list[int]]:
+        "Token ids of several texts."
         if not special: return self._encode_plain(list(texts))
         parts = [_CONTROL_RE.split(t) for t in texts]
         plain = iter(self._encode_plain([s for p in parts for s in p[::2]]))
@@ -67,7 +70,10 @@ class Tokenizer:
         "The text of `ids`; bytes that are not UTF-8 show as U+FFFD."
         return self.decode_bytes(ids, control).decode('utf-8', 'replace')
 
-    def decode_bytes(self, ids, control=False) -> bytes:
+    def decode_bytes(self,
+        ids,            # token ids
+        control=False,  # see `decode`
+    ) -> bytes:
         "The bytes of `ids`, for streaming and for counting."
         if self._bytes is None: self._bytes = [self._piece_bytes(p) for p in self.pieces()]
         return b''.join(RESERVED[i].encode() if control and i < len(RESERVED) else self._bytes[i] for i in map(int, ids))
@@ -154,8 +160,10 @@ class ByteTokenizer(Tokenizer):
 
     def pieces(self): return self._pieces
     def fit(self, texts): return self
-    def pad_to(self, size):
-        "Fill the vocabulary with unused pieces up to `size`, in place; returns self."
+    def pad_to(self,
+        size: int, # pieces in all
+    ):
+        "Fill the vocabulary with unused pieces, in place; returns self."
         self._build(self.words, size)
         return self
 
@@ -183,8 +191,10 @@ class SimpleTokenizer(ByteTokenizer):
     @property
     def fitted(self) -> bool: return bool(self.words)
 
-    def fit(self, texts):
-        "Learn the most frequent words of `texts`, in place; returns self."
+    def fit(self,
+        texts, # training texts, as they are rendered
+    ):
+        "Learn the most frequent words, in place; returns self."
         cut, n = _cutter(), Counter()
         for t in texts: n.update(w for w, _ in cut.pre_tokenize_str(t))
         for w in [*BYTE_ALPHABET, *TAGS]: n.pop(w, None)
@@ -273,8 +283,10 @@ class SentencePieceTokenizer(Tokenizer):
             raise CodetteError(f"a vocabulary of {self.wanted} is more than this text can fill: choose at most {have}, or give it more text")
         return self.pad_to(self.wanted)
 
-    def pad_to(self, size):
-        "Fill the vocabulary with unused pieces up to `size`, in place; returns self."
+    def pad_to(self,
+        size: int, # pieces in all
+    ):
+        "Fill the vocabulary with unused pieces, in place; returns self."
         extra = unused_pieces(len(self.pieces()), size)
         if extra: self._open(self.proto + _unused_proto(extra))
         return self
@@ -292,8 +304,11 @@ def _hf_sentencepiece(tok):
     decoder = decoders.Sequence([decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse()])
     return _hf_tokenizer(model, normalizer=normalizers.Replace(' ', '\u2581'), decoder=decoder)
 
-def save_tokenizer(tok: Tokenizer, folder) -> Path:
-    "Write `tok` into `folder` for `load_tokenizer` and for `transformers`; returns the folder."
+def save_tokenizer(
+    tok: Tokenizer, # fitted
+    folder,         # created if need be, `str` or `Path`
+) -> Path:
+    "Write a tokenizer for `load_tokenizer` and for `transformers`; returns the folder."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     hf = _hf_sentencepiece(tok) if tok.kind == 'sentencepiece' else tok._hf
@@ -306,7 +321,9 @@ def save_tokenizer(tok: Tokenizer, folder) -> Path:
     return folder
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-load
-def load_tokenizer(folder) -> Tokenizer:
+def load_tokenizer(
+    folder, # where `save_tokenizer` wrote, `str` or `Path`
+) -> Tokenizer:
     "The tokenizer that `save_tokenizer` wrote; raises `CodetteError` if there is none or it is damaged."
     folder = Path(folder)
     config = read_json(folder/'tokenizer_config.json')

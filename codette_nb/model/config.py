@@ -65,7 +65,7 @@ def preset(
 
 # %% ../../nbs/20_model.config.ipynb #cfg-count
 def num_parameters(
-    c: TransformerConfig,
+    c: TransformerConfig, # the shape
 ) -> int: # the tied head counted once
     "How many numbers are trained."
     d, f = c.hidden_size, c.intermediate_size
@@ -74,7 +74,7 @@ def num_parameters(
     return c.vocab_size*d + c.num_layers*(attention + feed_forward + 4*d) + 2*d
 
 def flops_per_token(
-    c: TransformerConfig,
+    c: TransformerConfig, # the shape
     training=True, # False: forward only
     context: int|None=None, # tokens attended to on average; None for half the context
 ) -> int:
@@ -97,7 +97,7 @@ class Memory:
     def total(self) -> int: return self.weights + self.gradients + self.optimizer + self.activations
 
 def training_memory(
-    c: TransformerConfig,
+    c: TransformerConfig, # the shape
     tokens: int,     # tokens in one forward pass: batch × context
     act_bytes=2,     # bytes of an activation: 2 under bfloat16 autocast, 4 in float32
 ) -> Memory:
@@ -107,7 +107,7 @@ def training_memory(
     return Memory(n, n, 2*n, tokens*(act_bytes*c.num_layers*layer + 2*4*c.vocab_size))
 
 def inference_memory(
-    c: TransformerConfig,
+    c: TransformerConfig, # the shape
     context: int|None=None, # tokens in the key-value cache; None for the whole context
     weight_bytes=2,         # bytes of a weight and of a cache entry
 ) -> Memory:
@@ -117,7 +117,9 @@ def inference_memory(
 # %% ../../nbs/20_model.config.ipynb #cfg-summary
 class Sizes:
     "Figures of one or more configurations, to print or to show."
-    def __init__(self, configs: dict): self.configs = configs
+    def __init__(self,
+        configs: dict, # name to `TransformerConfig`
+    ): self.configs = configs
 
     def rows(self) -> list[dict]:
         "One dictionary a configuration, in plain units: bytes, FLOPs."
@@ -142,14 +144,18 @@ _HF = dict(vocab_size='vocab_size', context_length='max_position_embeddings', hi
            num_heads='num_attention_heads', intermediate_size='intermediate_size', rope_theta='rope_theta', norm_eps='norm_epsilon',
            init_std='initializer_range', dropout='residual_dropout')
 
-def to_hf(c: TransformerConfig) -> dict:
+def to_hf(
+    c: TransformerConfig, # the shape
+) -> dict:
     "The configuration as Hugging Face's `config.json`."
     return {hf: getattr(c, k) for k, hf in _HF.items()} | dict(
         architectures=['Starcoder2ForCausalLM'], model_type='starcoder2', num_key_value_heads=c.num_heads, use_bias=True,
         hidden_act='gelu_pytorch_tanh', tie_word_embeddings=True, sliding_window=None, attention_dropout=0.0, embedding_dropout=0.0,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, dtype='float32')
 
-def from_hf(d: dict) -> TransformerConfig:
+def from_hf(
+    d: dict, # the content of a `config.json`
+) -> TransformerConfig:
     "The configuration from Hugging Face's `config.json`; raises `CodetteError` for any other architecture, by name."
     if not isinstance(d, dict) or d.get('model_type') != 'starcoder2':
         raise CodetteError(f"this is a {d.get('model_type') if isinstance(d, dict) else type(d).__name__!r} model: only 'starcoder2' checkpoints are read")

@@ -53,10 +53,10 @@ def next_probabilities(
 # %% ../../nbs/22_model.generate.ipynb #gen-ids
 @torch.inference_mode()
 def generate_ids(
-    model: CustomTransformer,
+    model: CustomTransformer, # as it is; `stream` switches dropout off
     ids: list[int],         # the prompt
     max_tokens=100,         # most tokens to add
-    sampling=Sampling(),
+    sampling=Sampling(),    # how a piece is drawn
     seed: int|None=None,    # the same seed draws the same text; None for another each time
     stop_ids=(),            # ids that end the text; they are not yielded
 ):
@@ -79,8 +79,8 @@ def generate_ids(
 
 # %% ../../nbs/22_model.generate.ipynb #gen-stream
 def stream(
-    model: CustomTransformer,
-    tokenizer: Tokenizer,
+    model: CustomTransformer, # any
+    tokenizer: Tokenizer, # with which it was trained
     prompt='',           # text to continue, or chat messages to answer
     max_tokens=100,      # most tokens to add
     stop=(),             # strings that end the text; they are not shown

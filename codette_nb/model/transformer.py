@@ -39,11 +39,21 @@ class RoPEPositionalEmbedding(nn.Module):
 # %% ../../nbs/21_model.transformer.ipynb #tf-cache
 class KVCache:
     "Keys and values of the tokens seen so far, for each layer."
-    def __init__(self, c: TransformerConfig, batch=1, dtype=torch.float32, device='cpu', size: int|None=None):
+    def __init__(self,
+        c: TransformerConfig, # of the model
+        batch=1,              # texts at a time
+        dtype=torch.float32,  # of keys and values
+        device='cpu',         # where the model is
+        size: int|None=None,  # tokens to hold; None for the whole context
+    ):
         shape = c.num_layers, 2, batch, c.num_heads, size or c.context_length, c.head_size
         self.kv, self.length = torch.zeros(shape, dtype=dtype, device=device), 0
 
-    def extend(self, layer, k_bhtd, v_bhtd):
+    def extend(self,
+        layer: int, # number of the layer
+        k_bhtd,     # keys of the new tokens
+        v_bhtd,     # their values
+    ):
         "Append and return all keys and values of `layer`; `length` moves once all layers have appended."
         end = self.length + k_bhtd.shape[2]
         self.kv[layer, 0, :, :, self.length:end] = k_bhtd

@@ -28,8 +28,8 @@ def _sha256(path):
 
 def save_checkpoint(
     folder,                    # final name; an older checkpoint of that name is replaced
-    model: CustomTransformer,
-    tokenizer: Tokenizer,
+    model: CustomTransformer,  # its weights are saved in float32
+    tokenizer: Tokenizer,      # fitted
     state: dict|None=None,     # the trainer's state, plain JSON; None for a model to use, not to resume
     tensors: dict|None=None,   # the trainer's tensors: optimizer and random states
 ) -> Path:
@@ -96,7 +96,7 @@ def find_checkpoint(
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-load
 def load_model(
     folder,       # a checkpoint that was checked already
-    device='cpu',
+    device='cpu', # where the model is put
 ) -> CustomTransformer:
     "The model of a checkpoint; raises `CodetteError` if its tensors are not those of its configuration."
     folder = Path(folder)
@@ -117,7 +117,7 @@ def load_model(
 
 def load_checkpoint(
     path,         # checkpoint folder, or run folder
-    device='cpu',
+    device='cpu', # where the model is put
 ): # (model, tokenizer)
     "The model and the tokenizer of a checkpoint."
     folder = find_checkpoint(path)
@@ -157,7 +157,7 @@ class LanguageModel:
 
 def load(
     path,         # run folder or checkpoint folder
-    device='cpu',
+    device='cpu', # where the model is put
 ) -> LanguageModel:
     "The best model of a run, with its tokenizer."
     return LanguageModel(*load_checkpoint(path, device))

@@ -56,8 +56,10 @@ class Optimizer:
     @property
     def groups(self): return [g for o in self.optimizers for g in o.param_groups]
 
-    def step(self, factor=1.):
-        "Take a step at `factor` of each group's highest rate."
+    def step(self,
+        factor=1., # share of each group's highest rate
+    ):
+        "Take a step."
         for g in self.groups: g['lr'] = g['highest']*factor
         for o in self.optimizers: o.step()
 
@@ -65,11 +67,16 @@ class Optimizer:
         for o in self.optimizers: o.zero_grad(set_to_none=True)
 
 # %% ../../nbs/31_train.optim.ipynb #opt-state
-def optimizer_state(opt: Optimizer) -> dict: # 'parameter|key' to a tensor
+def optimizer_state(
+    opt: Optimizer, # after a step or none
+) -> dict: # 'parameter|key' to a tensor
     "The state of an optimizer as named tensors."
     return {f'{k}|{key}': v for o in opt.optimizers for k, p in opt.params.items() if p in o.state for key, v in o.state[p].items()}
 
-def load_optimizer_state(opt: Optimizer, tensors: dict):
+def load_optimizer_state(
+    opt: Optimizer, # of the same model and kind
+    tensors: dict,  # as `optimizer_state` gave them
+):
     "Put back what `optimizer_state` gave; raises `CodetteError` if it belongs to another model."
     for name, v in tensors.items():
         k, key = name.rsplit('|', 1)

@@ -23,7 +23,7 @@ def loss_improvement(
 # %% ../../nbs/30_train.score.ipynb #score08b
 def unigram_entropy(
     tokens,          # token ids of the training split, a flat integer array
-    vocab_size: int,
+    vocab_size: int, # pieces
 ) -> float:          # nats per token
     "Entropy of single tokens; raises `ValueError` if there is none to explain."
     n = np.bincount(np.asarray(tokens), minlength=vocab_size)
@@ -33,13 +33,19 @@ def unigram_entropy(
     return h
 
 # %% ../../nbs/30_train.score.ipynb #score10
-def progress(seen: int, planned: int) -> float:
+def progress(
+    seen: int,    # tokens, or steps
+    planned: int, # as many as there will be, at least 1
+) -> float:
     "Tokens seen as a share of tokens planned, at most 1."
     if planned < 1: raise ValueError(f"planned tokens must be at least 1, got {planned}")
     return min(1., seen/planned)
 
-def gradient(norm: float, clip: float) -> float:
-    "Gradient norm before clipping as a share of the threshold `clip`, at most 1."
+def gradient(
+    norm: float, # length of the gradient before clipping
+    clip: float, # threshold of clipping
+) -> float:
+    "Gradient norm before clipping as a share of the threshold, at most 1."
     return min(1., norm/clip) if math.isfinite(norm) else 0.
 
 # %% ../../nbs/30_train.score.ipynb #score14

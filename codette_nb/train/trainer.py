@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'TrainingConfig', 'MetricsFile', 'Log', 'EarlyStopping', 'byte_lengths', 'measure', 'check_out',
-           'Control', 'Saving', 'Loop', 'CodetteTrainer', 'train_codette_model']
+           'Control', 'Saving', 'Measuring', 'Loop', 'CodetteTrainer', 'train_codette_model']
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-imports
 import json, math, os, shutil, signal, sys, threading, time
@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import CodetteError, detect_device, human_count, human_time, one_of, read_json, set_seed, write_json
+from ..core import CodetteError, detect_device, human_count, human_time, progress_bar, set_seed, write_json
 from ..data.packing import Sampler, TextDataset
 from ..data.records import Record, render
 from ..model.generate import generate
@@ -60,15 +60,19 @@ class TrainingConfig:
         if bad: raise CodetteError('; '.join(bad))
 
     @classmethod
-    def laptop(cls, **changes):
+    def laptop(cls,
+        **changes, # fields to change
+    ):
         "Settings for `nano` to `mini`: Muon, a rate that holds and then falls, frequent measurements."
-        return cls(**dict(optimizer='muon', lr=4e-3, muon_lr=.02, schedule='wsd', warmup_steps=20, max_steps=500, batch_size=32,
-                          eval_every=100, save_every=200, sample_every=100) | changes)
+        return cls(**dict(optimizer='muon', lr=4e-3, muon_lr=.02, schedule='wsd', warmup_steps=20, max_steps=500, batch_size=8,
+                          eval_every=100, save_every=200, sample_every=100, log_every=5) | changes)
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-metrics
 class MetricsFile:
     "Keeps events as lines of JSON; the second start of a resumed run is not kept."
-    def __init__(self, path): self.path = Path(path)
+    def __init__(self,
+        path, # file to append to
+    ): self.path = Path(path)
 
     def __call__(self, e: dict):
         if e['event'] == 'start' and e['step']: return
@@ -77,16 +81,24 @@ class MetricsFile:
     @property
     def size(self) -> int: return self.path.stat().st_size if self.path.exists() else 0
 
-    def cut(self, size: int):
-        "Drop what was written after the first `size` bytes."
+    def cut(self,
+        size: int, # bytes to keep
+    ):
+        "Drop what was written later."
         if self.size > size: os.truncate(self.path, size)
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-log
 class Log:
     "Events as lines for people, in a file and on the screen."
-    def __init__(self, path, quiet=False): self.path, self.quiet, self.score, self.steps = Path(path), quiet, None, 0
+    def __init__(self,
+        path,        # file to append to
+        quiet=False, # True writes the file only
+    ):
+        self.path, self.quiet, self.score, self.steps, self.bar = Path(path), quiet, None, 0, None
 
-    def line(self, e: dict) -> str|None:
+    def line(self,
+        e: dict, # event
+    ) -> str|None:
         "The line for an event; None for events that are not logged."
         k, at = e['event'], f"step {e['step']:,}/{self.steps:,}"
         if k == 'start':
@@ -104,18 +116,33 @@ class Log:
         return f"{at}  {k}" if k in ('pause', 'resume') else None
 
     def __call__(self, e: dict):
-        if e['event'] == 'start': self.steps = e['steps']
+        if e['event'] == 'start':
+            self.steps = e['steps']
+            if not self.quiet and sys.stderr.isatty(): self.bar = progress_bar(total=e['steps'], desc='training', unit='step', initial=e['step'])
         if e['event'] == 'score': self.score = e['score']
         text = self.line(e)
         if text is None: return
+        self._show(e, text)
         stamp = datetime.fromtimestamp(e['time']).strftime('%Y-%m-%d %H:%M:%S')
         with open(self.path, 'a', encoding='utf-8') as f: f.writelines(f'{stamp} {t}\n' for t in text.splitlines())
-        if not self.quiet: print(text, flush=True)
+
+    def _show(self, e, text):
+        # on a terminal, steps move a bar and the rest is written above it
+        if self.quiet: return
+        if self.bar is None: print(text, flush=True)
+        elif e['event'] == 'step':
+            self.bar.set_postfix_str(f"loss {e['loss']:.3f}, {e['tokens_per_second']:,.0f} tokens/s", refresh=False)
+            self.bar.update(e['step'] - self.bar.n)
+        else: self.bar.write(text)
+        if e['event'] == 'stop' and self.bar is not None: self.bar.close(); self.bar = None
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-stopping
 class EarlyStopping:
     "Asks the trainer to stop when the held-out loss has not improved for `patience` measurements."
-    def __init__(self, stop, patience: int): self.stop, self.patience, self.best, self.bad = stop, patience, math.inf, 0
+    def __init__(self,
+        stop,          # called with the reason
+        patience: int, # measurements to wait
+    ): self.stop, self.patience, self.best, self.bad = stop, patience, math.inf, 0
 
     def __call__(self, e: dict):
         if e['event'] != 'eval': return
@@ -126,14 +153,16 @@ class EarlyStopping:
     def load_state(self, s: dict): self.best, self.bad = math.inf if s['best'] is None else s['best'], s['bad']
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-measure
-def byte_lengths(tokenizer) -> np.ndarray: # (V,)
+def byte_lengths(
+    tokenizer, # fitted
+) -> np.ndarray: # (V,)
     "How many bytes of text each piece stands for; 0 for control pieces."
     return np.array([len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)])
 
 @torch.no_grad()
 def measure(
-    model,
-    dataset: TextDataset,
+    model,            # `CustomTransformer`
+    dataset: TextDataset, # held-out text
     windows=64,       # how many windows, from the start of epoch 0
     batch_size=16,    # windows to a forward pass
     autocast=None,    # a function that gives a context manager; None for plain float32
@@ -177,7 +206,10 @@ class Control:
     def pause(self): self._running.clear()
     def resume(self): self._running.set()
 
-    def stop(self, message='', reason='stopped'):
+    def stop(self,
+        message='',       # a sentence for the log
+        reason='stopped', # one word
+    ):
         "End the run after the current step; what was learnt is saved."
         self._stop = reason, message
         self._running.set()
@@ -185,7 +217,10 @@ class Control:
     @property
     def paused(self) -> bool: return not self._running.is_set()
 
-    def emit(self, event: str, **kw):
+    def emit(self,
+        event: str, # its kind
+        **kw,       # what belongs to it, plain JSON
+    ):
         "Tell every listener."
         e = dict(event=event, time=time.time(), **kw)
         for f in self.listeners: f(e)
@@ -208,7 +243,7 @@ class Saving:
         keep = {type(f).__name__: f.state() for f in self.listeners if hasattr(f, 'state')}
         rng = {'rng|cpu': torch.get_rng_state()} | ({'rng|cuda': torch.cuda.get_rng_state()} if self.model.device.type == 'cuda' else {})
         return (dict(step=self.step, elapsed=self.elapsed, best=self.best if math.isfinite(self.best) else None, last=self.last,
-                     sampler=self.sampler.state(), listeners=keep, metrics_bytes=self.metrics.size), {**optimizer_state(self.optimizer), **rng})
+                     losses=[float(l) for l in self._losses], sampler=self.sampler.state(), listeners=keep, metrics_bytes=self.metrics.size), {**optimizer_state(self.optimizer), **rng})
 
     def save(self) -> Path:
         "Save a checkpoint to resume from, and delete the oldest beyond `config.keep`."
@@ -223,7 +258,9 @@ class Saving:
         path = save_checkpoint(self.out/'checkpoints'/BEST, self.model, self.tokenizer)
         self.emit('checkpoint', step=self.step, path=path.relative_to(self.out).as_posix(), best=True)
 
-    def load(self, folder):
+    def load(self,
+        folder, # a `checkpoints/step-N` of this run
+    ):
         "Take over the state of a checkpoint of this run; raises `CodetteError` if it belongs to another."
         folder = check_checkpoint(folder)
         state, tensors = load_state(folder)
@@ -237,12 +274,31 @@ class Saving:
         self.step = self.saved = state['step']
         self.elapsed, self.last = state['elapsed'], state['last']
         self.best = math.inf if state['best'] is None else state['best']
+        self._losses = [torch.tensor(l, device=self.model.device) for l in state['losses']]
         self.sampler.load_state(state['sampler'])
         for f in self.listeners:
             if type(f).__name__ in state['listeners']: f.load_state(state['listeners'][type(f).__name__])
         self.metrics.cut(state['metrics_bytes'])
         # the line about this checkpoint was written after its state was taken
         self.emit('checkpoint', step=self.step, path=folder.resolve().relative_to(self.out.resolve()).as_posix(), best=False)
+
+# %% ../../nbs/33_train.trainer.ipynb #tr-measuring
+class Measuring:
+    "Evaluations and samples of a trainer."
+    def evaluate(self) -> dict:
+        "Measure all held-out sets; the first decides which model is best, and the best is saved."
+        sets = {k: measure(self.model, d, self.config.eval_windows, autocast=self.autocast) for k, d in self.eval_sets.items()}
+        self.last = {k: v for k, v in next(iter(sets.values())).items() if k != 'tokens'}
+        self.emit('eval', step=self.step, **self.last, sets=sets)
+        if self.last['loss'] < self.best: self.best = self.last['loss']; self.save_best()
+        return sets
+
+    def sample(self) -> str:
+        "Let the model continue `sample_prompt` (text or chat messages)."
+        text = generate(self.model, self.tokenizer, self.sample_prompt, max_tokens=min(60, self.model.config.context_length//2), seed=self.step)
+        prompt = self.sample_prompt if isinstance(self.sample_prompt, str) else self.sample_prompt[-1]['content']
+        self.emit('sample', step=self.step, prompt=prompt, text=text)
+        return text
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-loop
 class Loop:
@@ -261,29 +317,15 @@ class Loop:
         self.step += 1
         return loss, norm
 
-    def _log_step(self, losses, norm, seconds):
-        loss, norm, begun = torch.stack(losses).mean().item(), float(norm), max(1, self.step - self._first)
+    def _log_step(self, norm, seconds):
+        loss, norm, n, begun = torch.stack(self._losses).mean().item(), float(norm), len(self._losses), max(1, self.step - self._first)
+        self._losses = []
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise CodetteError(f"the loss is {loss} and the gradient norm {norm} at step {self.step}: try a lower learning rate; "
                                f"the checkpoints up to step {self.saved} are good")
         self.emit('step', step=self.step, loss=loss, lr=self.optimizer.groups[0]['lr'], grad_norm=norm, tokens=self.step*self.tokens_per_step,
-                  tokens_per_second=len(losses)*self.tokens_per_step/seconds, elapsed=self.elapsed,
+                  tokens_per_second=n*self.tokens_per_step/seconds, elapsed=self.elapsed,
                   time_left=(self.elapsed - self._begun)/begun*(self.total_steps - self.step))
-
-    def evaluate(self) -> dict:
-        "Measure all held-out sets; the first decides which model is best, and the best is saved."
-        sets = {k: measure(self.model, d, self.config.eval_windows, autocast=self.autocast) for k, d in self.eval_sets.items()}
-        self.last = {k: v for k, v in next(iter(sets.values())).items() if k != 'tokens'}
-        self.emit('eval', step=self.step, **self.last, sets=sets)
-        if self.last['loss'] < self.best: self.best = self.last['loss']; self.save_best()
-        return sets
-
-    def sample(self) -> str:
-        "Let the model continue `sample_prompt` (text or chat messages)."
-        text = generate(self.model, self.tokenizer, self.sample_prompt, max_tokens=min(60, self.model.config.context_length//2), seed=self.step)
-        prompt = self.sample_prompt if isinstance(self.sample_prompt, str) else self.sample_prompt[-1]['content']
-        self.emit('sample', step=self.step, prompt=prompt, text=text)
-        return text
 
     def _wait_if_paused(self):
         if self._running.is_set(): return
@@ -292,13 +334,13 @@ class Loop:
         self.emit('resume', step=self.step)
 
     def _steps(self):
-        c, losses, seconds, measured = self.config, [], 0., None
+        c, seconds, measured = self.config, 0., None
         while self.step < c.max_steps and not self._stop:
             t = time.perf_counter()
             loss, norm = self._train_step()
-            losses.append(loss); seconds += (dt := time.perf_counter() - t); self.elapsed += dt
+            self._losses.append(loss); seconds += (dt := time.perf_counter() - t); self.elapsed += dt
             last = self.step == c.max_steps
-            if self.step % c.log_every == 0 or last: self._log_step(losses, norm, seconds); losses, seconds = [], 0.
+            if self.step % c.log_every == 0 or last: self._log_step(norm, seconds); seconds = 0.
             t = time.perf_counter()
             if self.step % c.eval_every == 0 or last: self.evaluate(); measured = self.step
             if c.sample_every and (self.step % c.sample_every == 0 or last): self.sample()
@@ -308,8 +350,10 @@ class Loop:
         if self._stop and measured != self.step: self.evaluate()
         if self.saved != self.step: self.save()
 
-    def fit(self, quiet=False) -> dict:
-        "Train to the end, or until stopped; prints unless `quiet`. Returns the result; raises what went wrong."
+    def fit(self,
+        quiet=False, # True prints nothing
+    ) -> dict:       # reason, step, elapsed (seconds), best_loss, loss, accuracy, bits_per_byte, run
+        "Train to the end, or until stopped; raises what went wrong."
         self.log.quiet, self._stop, self._first, self._begun = quiet, None, self.step, self.elapsed
         self.emit('start', step=self.step, steps=self.total_steps, parameters=self.model.num_parameters(), device=self.config.device,
                   dtype=self.config.dtype, tokens_per_step=self.tokens_per_step, config=asdict(self.config),
@@ -324,14 +368,14 @@ class Loop:
         return dict(reason=reason, step=self.step, elapsed=self.elapsed, best_loss=self.best, **self.last, run=str(self.out))
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-trainer
-class CodetteTrainer(Control, Saving, Loop):
+class CodetteTrainer(Control, Saving, Measuring, Loop):
     "Trains a model on text and keeps the run in a folder."
     def __init__(self,
         model,                  # `CustomTransformer`
         tokenizer,              # fitted, with as many pieces as the model has rows
         train,                  # records or texts, or a `TextDataset`
         eval,                   # held-out records or texts, or a dictionary of several sets; the first decides what is best
-        config=TrainingConfig(),
+        config=TrainingConfig(), # how
         out='runs/codette',     # run folder
         force=False,            # True deletes a run that is there
         resume=False,           # True keeps a run that is there, for `load` to go on from
@@ -346,7 +390,7 @@ class CodetteTrainer(Control, Saving, Loop):
         self.train_set = dataset(train)
         self.eval_sets = {k: dataset(v) for k, v in (eval if isinstance(eval, dict) else {'held-out': eval}).items()}
         self.sampler = Sampler(self.train_set, config.batch_size)
-        self.step, self.saved, self.elapsed, self.best, self.last, self.sample_prompt = 0, 0, 0., math.inf, {}, ''
+        self.step, self.saved, self.elapsed, self.best, self.last, self._losses, self.sample_prompt = 0, 0, 0., math.inf, {}, [], ''
         if not resume: check_out(self.out, force)
         self.out.mkdir(parents=True, exist_ok=True)
         set_seed(config.seed)
