@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
                  'codette export runs/quick --quantization q8 --out codette-q8.gguf', export)
     p.add_argument('run', help='run folder or checkpoint folder')
     p.add_argument('--out', default=None, metavar='FILE', help='file to write (default: model.gguf in the run folder)')
-    p.add_argument('--name', default='codette', help='what the model is called (default: %(default)s)')
+    p.add_argument('--name', default=None, help='what the model is called (default: the name of the run)')
     p.add_argument('--force', action='store_true', help='replace a file that is there')
     _export_options(p); _output_options(p)
 
@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
                  'codette eval runs/quick --data notes/', evaluate_run)
     p.add_argument('run', help='run folder')
     p.add_argument('--data', action='append', default=[], metavar='PATH', help='text to measure on (default: the held-out text of the run)')
-    p.add_argument('--device', default='cpu', help='cpu, cuda or mps (default: %(default)s)')
+    p.add_argument('--device', default='cpu', help='auto, cpu, cuda or mps (default: %(default)s)')
     _output_options(p)
 
     p = _command(sub, 'plan', 'What a size needs, or what fits into some minutes here.',
@@ -186,8 +186,10 @@ def run(
         print(f'codette: {e}', file=sys.stderr)
         return 130 if type(e).__name__ == 'Interrupted' else 1
     except OSError as e:
-        if e.errno != errno.ENOSPC: raise
-        print(f'codette: the disk is full{f" while writing {e.filename}" if e.filename else ""}: what was saved before is whole; free some space and resume', file=sys.stderr)
+        full = e.errno in (errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC))
+        if not (full or e.filename): raise
+        print(f'codette: the disk is full{f" while writing {e.filename}" if e.filename else ""}: what was saved before is whole; free some space and resume'
+              if full else f'codette: {e.filename}: {e.strerror}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('\ncodette: stopped', file=sys.stderr)

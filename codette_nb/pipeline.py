@@ -8,12 +8,12 @@ __all__ = ['QUESTION', 'Recipe', 'build_split', 'data_sha256', 'build_tokenizer'
            'make_recipe', 'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
-import hashlib, json, os, time
+import hashlib, json, os, sys, time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from .core import CodetteError, human_bytes, human_time, read_json, set_seed, write_json
+from .core import CodetteError, detect_device, human_bytes, human_time, read_json, set_seed, write_json
 from .data.corpora import python_docs, read_corpus
 from .data.mixer import CodetteTrainingDataset, Split, add_corpus
 from .data.records import fingerprint, render
@@ -64,13 +64,18 @@ class Recipe:
         except (TypeError, KeyError) as e: raise CodetteError(f"config.json holds no recipe of this version: {e}") from e
 
 # %% ../nbs/90_pipeline.ipynb #pi-data
+def _read(path, quiet):
+    # what was skipped is named even where nothing else is printed
+    corpus = read_corpus(path)
+    if corpus.problems or not quiet: print(corpus.summary(), file=sys.stderr if quiet else sys.stdout, flush=True)
+    return corpus
+
 def build_split(
     recipe: Recipe,
-    quiet=False, # True prints nothing
+    quiet=False, # True prints nothing but what had to be skipped
 ) -> Split:
     "The training and held-out text of a recipe; the same recipe and files give the same text."
-    corpora = [(read_corpus(path), weight) for path, weight in recipe.data] # first, because this is where bad input shows
-    if not quiet: print(*(c.summary() for c, _ in corpora), sep='\n', end='\n'*bool(corpora))
+    corpora = [(_read(path, quiet), weight) for path, weight in recipe.data] # first, because this is where bad input shows
     split = CodetteTrainingDataset(recipe.seed, recipe.about).split(recipe.samples, recipe.held_out, quiet) if recipe.samples else Split([])
     for corpus, weight in corpora:
         split = add_corpus(split, corpus.records, corpus.name, weight, recipe.held_out, recipe.seed)
@@ -99,8 +104,10 @@ def new_run(
     plan: Plan|None=None, # written into config.json
 ): # (trainer, split)
     "Make data, tokenizer and model, and a trainer that is ready to `fit`."
-    check_out(out, force)
-    split = build_split(recipe, quiet)
+    if not force:
+        check_out(out)
+        if (Path(out)/'README.md').exists(): raise CodetteError(f"{out} holds a README.md, which the model card would replace: give another folder")
+    split = build_split(recipe, quiet) # what `force` deletes is deleted by the trainer, when nothing can be wrong with the input any more
     tokenizer = build_tokenizer(recipe, split)
     set_seed(recipe.seed)
     meta = dict(recipe=asdict(recipe), data_sha256=data_sha256(split), plan=plan.to_dict() if plan else None)
@@ -131,20 +138,26 @@ def open_run(run, quiet=False): # (trainer, split, recipe)
     return trainer, split, recipe
 
 # %% ../nbs/90_pipeline.ipynb #pi-export
+def _run_name(run):
+    config = Path(run)/'config.json'
+    return read_json(config).get('recipe', {}).get('name', 'codette') if config.is_file() else 'codette'
+
 def export_run(
     run,                 # run folder or checkpoint folder
     path=None,           # file to write; None for `model.gguf` in the run folder
     quantization='fp16', # 'fp32', 'fp16', 'bf16', 'q8' or 'q4_0'
     verify=True,         # False: do not load it in llama.cpp
     force=False,         # True replaces a file that is there
-    name='codette',      # what the model is called
+    name=None,           # what the model is called; None for the name of the run
     texts=None,          # ordinary text to compare logits on; None for Python's documentation and a chat
     quiet=False,         # True prints nothing
 ) -> dict:               # file, quantization, bytes, parity and the export's figures
     "Write a GGUF file with its Modelfile and verify it; raises `CodetteError` if llama.cpp does not agree."
     path = Path(path) if path else Path(run)/'model.gguf'
-    if path.exists() and not force: raise CodetteError(f"{path} exists already: choose another name, or replace it with --force")
-    converter = GGUFConverter(run, None, quantization, name)
+    modelfile = path.with_name('Modelfile' if path.name == 'model.gguf' else f'{path.stem}.Modelfile')
+    for p in (path, modelfile):
+        if p.exists() and not force: raise CodetteError(f"{p} exists already: choose another name, or replace it with --force")
+    converter = GGUFConverter(run, None, quantization, name or _run_name(run))
     unverified = path.with_name(f'{path.stem}.unverified.gguf')
     figures = converter.write(unverified, force=True, quiet=quiet)
     parity = dict(status='not checked', reasons=['verification was switched off'])
@@ -153,7 +166,7 @@ def export_run(
         parity = report.to_dict() | dict(path=path.name)
         if report.status == 'failed': raise CodetteError(f"llama.cpp does not agree with the model: {'; '.join(report.reasons)}; the file is left as {unverified}")
     os.replace(unverified, path)
-    write_modelfile(path.parent/'Modelfile', path.name, context_length=converter.config.context_length, force=True)
+    write_modelfile(modelfile, path.name, context_length=converter.config.context_length, force=True)
     if not quiet: print(f"wrote {path} ({human_bytes(path.stat().st_size)}), llama.cpp: {parity['status']}")
     return figures.to_dict() | dict(file=path.name, path=str(path), quantization=quantization, bytes=path.stat().st_size, parity=parity)
 
@@ -215,14 +228,17 @@ def finish_run(
 def measure_run(
     run,           # run folder
     data=(),       # files or folders to measure on; none: the held-out text of the run
-    device='cpu',
-    quiet=False,   # True prints nothing
+    device='cpu',  # 'auto', 'cpu', 'cuda' or 'mps'
+    quiet=False,   # True prints nothing but what had to be skipped
 ) -> Comparison:
     "Held-out figures of a run's best model, beside xz and a trigram model fitted on its training text."
-    model, tokenizer = load_checkpoint(run, device)
+    sets = {}
+    for corpus in (_read(p, quiet) for p in data):
+        if corpus.name in sets: raise CodetteError(f"two sets to measure on are called {corpus.name!r}: give them one after the other, or rename one")
+        sets[corpus.name] = corpus.records
+    model, tokenizer = load_checkpoint(run, detect_device(device).type)
     _, split = run_split(run, quiet)
-    sets = {c.name: c.records for c in (read_corpus(p) for p in data)} or split.held_out
-    return compare(model, tokenizer, split.train, sets, quiet=quiet)
+    return compare(model, tokenizer, split.train, sets or split.held_out, quiet=quiet)
 
 # %% ../nbs/90_pipeline.ipynb #pi-fit
 class Interrupted(CodetteError): "Training was stopped from outside; what was learnt is saved."
@@ -258,7 +274,8 @@ def quick_train(
 ) -> Report:
     "Train a model within the minutes given, export it, verify it, report; raises `CodetteError` on bad input."
     say = (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
-    check_out(out, force); number_format(quantization)
+    if not force: check_out(out)
+    number_format(quantization)
     say('planning: timing a few steps here')
     t = time.perf_counter()
     plan = make_plan(minutes, size, device, seed=seed, **changes)
@@ -283,7 +300,7 @@ def make_recipe(
     config = preset(size)
     laptop = size in LAPTOP
     own_context, own_batch = LAPTOP.get(size, (config.context_length, TrainingConfig.batch_size))
-    config = replace(config, vocab_size=vocab or config.vocab_size, context_length=own_context if context is None else context)
+    config = replace(config, vocab_size=config.vocab_size if vocab is None else vocab, context_length=own_context if context is None else context)
     settings = dict(max_steps=steps, batch_size=own_batch if batch is None else batch, device=device, seed=seed) | changes
     training = (TrainingConfig.laptop if laptop else TrainingConfig)(**settings)
     training = CodetteTrainer._on_device(training)
@@ -320,6 +337,7 @@ def resume_run(
     quiet=False, # True prints nothing
 ) -> Report:
     "Go on with a run from its last checkpoint, to the end; raises `CodetteError` if it cannot be."
+    number_format(quantization)
     trainer, split, recipe = open_run(run, quiet)
     return _fit_and_finish(trainer, split, recipe, quantization, verify, None, quiet)
 

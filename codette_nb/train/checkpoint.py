@@ -8,7 +8,7 @@ __all__ = ['MANIFEST', 'WEIGHTS', 'STATE', 'STATE_TENSORS', 'PICKLES', 'BEST', '
            'load']
 
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-imports
-import hashlib, json, os
+import hashlib, json, os, sys
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -33,19 +33,24 @@ def save_checkpoint(
     state: dict|None=None,     # the trainer's state, plain JSON; None for a model to use, not to resume
     tensors: dict|None=None,   # the trainer's tensors: optimizer and random states
 ) -> Path:
-    "Write a checkpoint; raises `CodetteError` if the disk has no room."
+    "Write a checkpoint; raises `CodetteError` if it cannot be written, and then leaves the older one as it is."
     tensors = tensors or {}
     need = sum(t.numel()*t.element_size() for t in [*model.parameters(), *tensors.values()])
     require_space(folder, int(need*1.01) + (8 << 20), 'a checkpoint')
-    with atomic_folder(folder) as tmp:
-        write_json(tmp/'config.json', to_hf(model.config))
-        save_file({f'model.{k}': v.detach().contiguous() for k, v in model.state_dict().items()}, tmp/WEIGHTS, metadata={'format': 'pt'})
-        save_tokenizer(tokenizer, tmp)
-        if state is not None: write_json(tmp/STATE, state)
-        if tensors: save_file({k: v.detach().contiguous() for k, v in tensors.items()}, tmp/STATE_TENSORS)
-        files = {p.name: dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in sorted(tmp.iterdir())}
-        write_json(tmp/MANIFEST, dict(format='codette checkpoint', version=1, files=files))
+    try:
+        with atomic_folder(folder) as tmp: _write(tmp, model, tokenizer, state, tensors)
+    except (OSError, SafetensorError) as e: # room can run out while it is being written
+        raise CodetteError(f"the checkpoint {folder} could not be saved ({e}): what was saved before is whole") from e
     return Path(folder)
+
+def _write(folder, model, tokenizer, state, tensors):
+    write_json(folder/'config.json', to_hf(model.config))
+    save_file({f'model.{k}': v.detach().contiguous() for k, v in model.state_dict().items()}, folder/WEIGHTS, metadata={'format': 'pt'})
+    save_tokenizer(tokenizer, folder)
+    if state is not None: write_json(folder/STATE, state)
+    if tensors: save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder/STATE_TENSORS)
+    files = {p.name: dict(bytes=p.stat().st_size, sha256=_sha256(p)) for p in sorted(folder.iterdir())}
+    write_json(folder/MANIFEST, dict(format='codette checkpoint', version=1, files=files))
 
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-check
 PICKLES = '.pt', '.pth', '.bin', '.pkl', '.ckpt'
@@ -79,12 +84,15 @@ BEST = 'model_best'
 def latest_checkpoint(
     run, # run folder
 ) -> Path:
-    "The newest whole `checkpoints/step-N` of a run; a damaged one is passed over with a printed word. Raises `CodetteError` if there is none."
+    "The newest whole `checkpoints/step-N` of a run; a damaged one is passed over with a word on the error stream. Raises `CodetteError` if there is none."
     steps = sorted((p for p in Path(run, 'checkpoints').glob('step-*') if p.name[5:].isdigit()), key=lambda p: -int(p.name[5:]))
+    bad = []
     for p in steps:
-        try: return check_checkpoint(p)
-        except CodetteError as e: print(f'{e}; trying the one before')
-    raise CodetteError(f"{run} has no checkpoint to resume from: expected folders like {Path(run, 'checkpoints', 'step-100')}")
+        try: check_checkpoint(p)
+        except CodetteError as e: bad.append(str(e)); continue
+        for b in bad: print(f'{b}; {p.name} is taken instead', file=sys.stderr)
+        return p
+    raise CodetteError(f"{run} has no checkpoint to resume from: {'; '.join(bad) or f'it was never saved, so start it again with --force'}")
 
 def find_checkpoint(
     path, # checkpoint folder, or run folder, of which the best checkpoint is taken

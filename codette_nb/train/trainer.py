@@ -64,7 +64,7 @@ class TrainingConfig:
         **changes, # fields to change
     ):
         "Settings for `nano` to `mini`: Muon, a rate that holds and then falls, frequent measurements."
-        return cls(**dict(optimizer='muon', lr=4e-3, muon_lr=.02, schedule='wsd', warmup_steps=20, max_steps=500, batch_size=8,
+        return cls(**dict(optimizer='muon', lr=4e-3, muon_lr=.02, schedule='wsd', warmup_steps=20, max_steps=500, batch_size=16,
                           eval_every=100, save_every=200, sample_every=100, log_every=5) | changes)
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-metrics
@@ -385,7 +385,7 @@ class CodetteTrainer(Control, Saving, Measuring, Loop):
         self.model, self.tokenizer, self.out = model, tokenizer, Path(out)
         if tokenizer.vocab_size != model.config.vocab_size:
             raise CodetteError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.config.vocab_size} rows: they must be equal")
-        self.config = config = self._on_device(config)
+        self.config = config = self.on_device(config)
         dataset = lambda d: d if isinstance(d, TextDataset) else TextDataset(d, tokenizer, model.config.context_length, config.seed)
         self.train_set = dataset(train)
         self.eval_sets = {k: dataset(v) for k, v in (eval if isinstance(eval, dict) else {'held-out': eval}).items()}
@@ -402,7 +402,10 @@ class CodetteTrainer(Control, Saving, Measuring, Loop):
         if config.patience: self.listeners.append(EarlyStopping(self.stop, config.patience))
 
     @staticmethod
-    def _on_device(config):
+    def on_device(
+        config: TrainingConfig, # device or dtype may be 'auto'
+    ) -> TrainingConfig:
+        "The configuration with device and number format chosen here."
         if 'auto' not in (config.device, config.dtype): return config
         dev = detect_device(config.device)
         return replace(config, device=dev.type, dtype=dev.dtype if config.dtype == 'auto' else config.dtype)
