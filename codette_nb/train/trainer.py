@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'TrainingConfig', 'MetricsFile', 'Log', 'EarlyStopping', 'byte_lengths', 'measure', 'check_out',
-           'Control', 'Saving', 'Measuring', 'Loop', 'CodetteTrainer', 'train_codette_model']
+           'clear_out', 'Control', 'Saving', 'Measuring', 'Loop', 'CodetteTrainer', 'train_codette_model']
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-imports
 import json, math, os, shutil, signal, sys, threading, time
@@ -187,16 +187,22 @@ RUN_FILES = 'config.json', 'metrics.jsonl', 'train.log', 'checkpoints', 'report.
 
 def check_out(
     out,          # run folder
-    force=False,  # True deletes the files of a run that is there
+    force=False,  # True allows a run that is there
 ) -> Path:
-    "The run folder as a `Path`, free for a new run; raises `CodetteError` if it holds one."
+    "The run folder as a `Path`; raises `CodetteError` if it holds a run already. Nothing is deleted."
     out = Path(out)
     if out.exists() and not out.is_dir(): raise CodetteError(f"{out} is a file: give a folder for the run")
     taken = [n for n in RUN_FILES if (out/n).exists()]
     if taken and not force:
         raise CodetteError(f"{out} already holds a run ({', '.join(taken)}): give another folder, resume it, or force it to be deleted")
-    for n in taken: shutil.rmtree(out/n) if (out/n).is_dir() else (out/n).unlink()
     return out
+
+def clear_out(
+    out, # run folder
+):
+    "Delete the files of a run, and nothing else that may be in the folder."
+    for p in (Path(out)/n for n in RUN_FILES):
+        if p.exists(): shutil.rmtree(p) if p.is_dir() else p.unlink()
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-control
 class Control:
@@ -258,11 +264,20 @@ class Saving:
         path = save_checkpoint(self.out/'checkpoints'/BEST, self.model, self.tokenizer)
         self.emit('checkpoint', step=self.step, path=path.relative_to(self.out).as_posix(), best=True)
 
+    def _tidy(self):
+        # what a run that was killed in the middle of writing left: unfinished files, or the best model between two names
+        best = self.out/'checkpoints'/BEST
+        old = best.with_name(f'.{BEST}.old')
+        if old.is_dir() and not best.exists(): os.replace(old, best)
+        for p in [*self.out.glob('.*.tmp'), *best.parent.glob('.*.tmp'), *best.parent.glob('.*.old')]:
+            shutil.rmtree(p) if p.is_dir() else p.unlink()
+
     def load(self,
         folder, # a `checkpoints/step-N` of this run
     ):
         "Take over the state of a checkpoint of this run; raises `CodetteError` if it belongs to another."
         folder = check_checkpoint(folder)
+        self._tidy()
         state, tensors = load_state(folder)
         saved = load_model(folder)
         if saved.config != self.model.config: raise CodetteError(f"{folder} holds another model: {saved.config}, not {self.model.config}")
@@ -392,12 +407,13 @@ class CodetteTrainer(Control, Saving, Measuring, Loop):
         self.sampler = Sampler(self.train_set, config.batch_size)
         self.step, self.saved, self.elapsed, self.best, self.last, self._losses, self.sample_prompt = 0, 0, 0., math.inf, {}, [], ''
         if not resume: check_out(self.out, force)
-        self.out.mkdir(parents=True, exist_ok=True)
         set_seed(config.seed)
         self.model.to(config.device).train()
         self.optimizer = Optimizer(model, config.optimizer, config.lr, config.muon_lr, config.weight_decay)
-        if not resume: write_json(self.out/'config.json', dict(training=asdict(config), model=asdict(model.config)) | (meta or {}))
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not resume: clear_out(self.out); write_json(self.out/'config.json', dict(training=asdict(config), model=asdict(model.config)) | (meta or {}))
         self.metrics, self.log = MetricsFile(self.out/'metrics.jsonl'), Log(self.out/'train.log')
+        self.log.steps = config.max_steps # for the line that `load` writes before the start
         self.listeners += [self.metrics, ScoreListener(lambda e: self.emit(**e), config.max_grad_norm), self.log]
         if config.patience: self.listeners.append(EarlyStopping(self.stop, config.patience))
 
@@ -406,7 +422,6 @@ class CodetteTrainer(Control, Saving, Measuring, Loop):
         config: TrainingConfig, # device or dtype may be 'auto'
     ) -> TrainingConfig:
         "The configuration with device and number format chosen here."
-        if 'auto' not in (config.device, config.dtype): return config
         dev = detect_device(config.device)
         return replace(config, device=dev.type, dtype=dev.dtype if config.dtype == 'auto' else config.dtype)
 
