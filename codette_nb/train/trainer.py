@@ -295,7 +295,7 @@ class Saving:
             if type(f).__name__ in state['listeners']: f.load_state(state['listeners'][type(f).__name__])
         self.metrics.cut(state['metrics_bytes'])
         # the line about this checkpoint was written after its state was taken
-        self.emit('checkpoint', step=self.step, path=folder.resolve().relative_to(self.out.resolve()).as_posix(), best=False)
+        self.metrics(dict(event='checkpoint', time=time.time(), step=self.step, path=folder.resolve().relative_to(self.out.resolve()).as_posix(), best=False))
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-measuring
 class Measuring:
@@ -413,7 +413,6 @@ class CodetteTrainer(Control, Saving, Measuring, Loop):
         self.out.mkdir(parents=True, exist_ok=True)
         if not resume: clear_out(self.out); write_json(self.out/'config.json', dict(training=asdict(config), model=asdict(model.config)) | (meta or {}))
         self.metrics, self.log = MetricsFile(self.out/'metrics.jsonl'), Log(self.out/'train.log')
-        self.log.steps = config.max_steps # for the line that `load` writes before the start
         self.listeners += [self.metrics, ScoreListener(lambda e: self.emit(**e), config.max_grad_norm), self.log]
         if config.patience: self.listeners.append(EarlyStopping(self.stop, config.patience))
 
