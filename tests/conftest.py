@@ -29,3 +29,15 @@ def chromium():
             '--disable-component-update', '--disable-sync'])
         yield browser
         browser.close()
+
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory) -> Path:
+    "A finished run of `codette train` with its text, book.txt, beside it; to be looked at, not changed."
+    import tiny
+    folder = tmp_path_factory.mktemp('tiny')
+    with pytest.MonkeyPatch.context() as m:
+        tiny.shrink(m.setattr)
+        code, _, err = tiny.codette('train', '--data', tiny.write_book(folder/'book.txt'), *tiny.BOOK, '--steps', 24, '--save-every', 8,
+                                    '--out', folder/'run')
+    assert code == 0, err
+    return folder/'run'

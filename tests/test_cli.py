@@ -1,0 +1,205 @@
+"Every command of `codette`: what it does, prints and returns."
+import io, json, os, shutil, subprocess, sys
+import pytest
+import tiny
+from tiny import BOOK, codette, contents, litter, write_book
+from codette_nb import __version__
+from codette_nb.quantize.gguf import read_gguf
+
+COMMANDS = 'quick-train', 'train', 'export', 'eval', 'plan', 'data', 'chat'
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    "A copy of the run, to change."
+    return shutil.copytree(tiny_run, tmp_path/'run')
+
+def as_json(result):
+    "The figures; nothing else may be on standard output."
+    code, out, err = result
+    assert code == 0, err
+    assert not err, err
+    return json.loads(out, parse_constant=lambda c: pytest.fail(f'{c} is not JSON'))
+
+# The command itself.
+
+def test_as_a_program():
+    "The installed command, in a process of its own."
+    call = lambda *a: subprocess.run([sys.executable, '-c', 'from codette_nb.cli import entry; entry()', *a], capture_output=True, text=True, timeout=60)
+    shown = call('--version')
+    assert (shown.returncode, shown.stdout.strip()) == (0, f'codette {__version__}')
+    bad = call('plan', '--size', 'huge')
+    assert (bad.returncode, bad.stdout) == (1, '') and bad.stderr.count('\n') == 1
+
+@pytest.mark.parametrize('command', ['', *COMMANDS])
+def test_help_has_an_example(command):
+    code, out, err = codette(*command.split(), '--help')
+    assert (code, err) == (0, '')
+    assert f'example:\n  codette {command}'.strip() in out
+    if not command: assert all(c in out for c in COMMANDS)
+
+@pytest.mark.parametrize('argv', [[], ['dance'], ['train', '--steps', 'many'], ['export'], ['plan', '--sise', 'nano']])
+def test_wrong_usage(argv):
+    code, out, err = codette(*argv)
+    assert code == 2 and not out and 'usage: codette' in err
+
+# train
+
+def test_train(tiny_run):
+    assert {p.name for p in tiny_run.iterdir()} == {
+        'config.json', 'metrics.jsonl', 'train.log', 'checkpoints', 'report.json', 'README.md', 'model.gguf', 'Modelfile'}
+    assert {p.name for p in (tiny_run/'checkpoints').iterdir()} == {'model_best', 'step-16', 'step-24'}
+    report = json.loads((tiny_run/'report.json').read_text())
+    assert report['training']['steps'] == 24 and report['exports'][0]['parity']['status'] in ('passed', 'not checked')
+    assert read_gguf(tiny_run/'model.gguf').metadata['general.architecture'] == 'starcoder2'
+    assert './model.gguf' in (tiny_run/'Modelfile').read_text()
+
+def test_train_prints_json(monkeypatch, tmp_path):
+    tiny.shrink(monkeypatch.setattr)
+    figures = as_json(codette('train', '--data', write_book(tmp_path/'b.txt'), *BOOK, '--steps', 4, '--out', tmp_path/'run', '--no-verify', '--json'))
+    assert figures['training']['steps'] == 4 and 'b' in figures['held_out']
+    assert figures == json.loads((tmp_path/'run/report.json').read_text())
+
+def test_train_ends_with_the_next_lines(monkeypatch, tmp_path):
+    tiny.shrink(monkeypatch.setattr)
+    code, out, _ = codette('train', '--data', write_book(tmp_path/'b.txt'), *BOOK, '--steps', 2, '--out', tmp_path/'run', '--name', 'My Model', '--no-verify')
+    assert code == 0
+    chat, ollama = out.splitlines()[-2:]
+    assert chat == f'codette chat {tmp_path/"run"}'
+    assert ollama.startswith('ollama create ') and str(tmp_path/'run/Modelfile') in ollama
+
+@pytest.mark.parametrize('command', ['train', 'quick-train'])
+def test_a_run_is_never_overwritten(tiny_run, command):
+    before = contents(tiny_run)
+    code, out, err = codette(command, '--data', tiny_run.parent/'book.txt', '--samples', 0, '--out', tiny_run)
+    assert (code, out) == (1, '') and 'already holds a run' in err and err.count('\n') == 1
+    assert contents(tiny_run) == before
+
+def test_force(monkeypatch, run):
+    tiny.shrink(monkeypatch.setattr)
+    (run/'notes.txt').write_text('not of the run')
+    argv = ['train', '--data', write_book(run.parent/'book.txt'), *BOOK, '--steps', 3, '--out', run, '--force', '--no-verify', '--json']
+    assert as_json(codette(*argv))['training']['steps'] == 3
+    assert {p.name for p in (run/'checkpoints').iterdir()} == {'model_best', 'step-3'}
+    assert (run/'notes.txt').read_text() == 'not of the run'
+
+def test_a_readme_is_never_overwritten(tmp_path):
+    (tmp_path/'README.md').write_text('# Mine')
+    code, _, err = codette('train', '--data', write_book(tmp_path/'b.txt'), *BOOK, '--steps', 2, '--out', tmp_path)
+    assert code == 1 and 'README.md' in err
+    assert {p.name for p in tmp_path.iterdir()} == {'README.md', 'b.txt'}
+
+def test_resume_a_finished_run(monkeypatch, run):
+    "Nothing is trained any more; measuring and export are done again."
+    tiny.shrink(monkeypatch.setattr)
+    report = json.loads((run/'report.json').read_text())
+    (run/'model.gguf').unlink(); (run/'report.json').unlink()
+    again = as_json(codette('train', '--resume', '--out', run, '--no-verify', '--json'))
+    assert again['held_out']['book']['loss'] == report['held_out']['book']['loss'] and again['training']['steps'] == 24
+    assert (run/'model.gguf').exists() and not litter(run)
+
+def test_resume_without_a_run(tmp_path):
+    code, out, err = codette('train', '--resume', '--out', tmp_path/'none')
+    assert (code, out) == (1, '') and 'config.json' in err and err.count('\n') == 1
+    assert not (tmp_path/'none').exists()
+
+# quick-train
+
+def test_quick_train(monkeypatch, tmp_path):
+    import codette_nb.pipeline as pipeline
+    tiny.shrink(monkeypatch.setattr)
+    make_plan = pipeline.make_plan
+    monkeypatch.setattr(pipeline, 'make_plan', lambda *a, **kw: make_plan(*a, **kw, max_steps=6, eval_windows=4, vocab_size=400))
+    figures = as_json(codette('quick-train', '--minutes', 2, '--size', 'nano', '--device', 'cpu', '--samples', 150, '--data',
+                              write_book(tmp_path/'b.txt') + ':2', '--out', tmp_path/'run', '--name', 'quick', '--json'))
+    assert figures['training']['steps'] == 6 and list(figures['held_out']) == ['seen families', 'unseen families', 'b']
+    assert figures['exports'][0]['parity']['status'] in ('passed', 'not checked')
+    assert json.loads((tmp_path/'run/config.json').read_text())['plan']['minutes'] == 2
+
+# export
+
+def test_export_to_another_file(run):
+    before = contents(run)
+    figures = as_json(codette('export', run, '--quantization', 'q8', '--out', run/'small.gguf', '--json'))
+    assert figures['quantization'] == 'q8' and figures['parity']['status'] in ('passed', 'not checked')
+    assert (run/'small.gguf').stat().st_size == figures['bytes'] < .6*(run/'model.gguf').stat().st_size
+    assert './small.gguf' in (run/'small.Modelfile').read_text()
+    after = contents(run)
+    assert {k: after[k] for k in before} == before             # the first export and its Modelfile are as they were
+    assert not litter(run)
+
+def test_export_refuses_and_replaces(run):
+    before = contents(run)
+    code, out, err = codette('export', run)
+    assert (code, out) == (1, '') and 'model.gguf exists already' in err and '--force' in err
+    assert contents(run) == before
+    code, out, _ = codette('export', run, '--force', '--quantization', 'fp32', '--no-verify')
+    assert code == 0 and 'not checked' in out
+    assert (run/'model.gguf').stat().st_size > 1.5*len(before['model.gguf'])
+
+def test_export_of_a_checkpoint(run, tmp_path):
+    assert codette('export', run/'checkpoints/step-16', '--out', tmp_path/'sixteen.gguf', '--name', 'sixteen', '--no-verify')[0] == 0
+    assert read_gguf(tmp_path/'sixteen.gguf').metadata['general.name'] == 'sixteen'
+
+# eval
+
+def test_eval(tiny_run):
+    before = contents(tiny_run)
+    own = as_json(codette('eval', tiny_run, '--json'))
+    report = json.loads((tiny_run/'report.json').read_text())
+    assert own['book']['loss'] == pytest.approx(report['held_out']['book']['loss'], abs=1e-6)
+    assert {'accuracy', 'bits_per_byte', 'xz_alone', 'xz_given_train', 'trigram'} <= set(own['book'])
+    assert contents(tiny_run) == before
+
+def test_eval_on_other_text(tiny_run, tmp_path):
+    for seed in (1, 2): write_book(tmp_path/f'other{seed}.txt', 10, seed)
+    sets = as_json(codette('eval', tiny_run, '--data', tmp_path/'other1.txt', '--data', tmp_path/'other2.txt', '--json'))
+    assert list(sets) == ['other1', 'other2'] and sets['other1']['loss'] != sets['other2']['loss']
+    code, out, _ = codette('eval', tiny_run, '--data', tmp_path/'other1.txt')
+    assert code == 0 and 'bits per byte' in out and 'other1' in out
+
+def test_eval_names_are_not_mixed_up(tiny_run, tmp_path):
+    for d in ('a', 'b'): (tmp_path/d).mkdir(); write_book(tmp_path/d/'same.txt', 5)
+    code, out, err = codette('eval', tiny_run, '--data', tmp_path/'a/same.txt', '--data', tmp_path/'b/same.txt')
+    assert code == 1 and "'same'" in err
+
+# plan
+
+def test_plan():
+    rows = as_json(codette('plan', '--json'))
+    assert [r['size'] for r in rows] == ['nano', 'micro', 'mini', 'small', 'medium', 'large']
+    assert abs(rows[4]['parameters']/2.7e9 - 1) < .02
+    code, out, err = codette('plan', '--size', 'medium')
+    assert (code, err) == (0, '') and 'medium' in out and '2.71 B' in out
+
+def test_plan_of_minutes(monkeypatch):
+    tiny.shrink(monkeypatch.setattr)
+    plan = as_json(codette('plan', '--minutes', 3, '--size', 'nano', '--device', 'cpu', '--json'))
+    assert plan['size'] == 'nano' and 0 < plan['seconds'] <= 180 and plan['training']['max_steps'] > 10
+
+# data
+
+def test_data(tmp_path):
+    file = tmp_path/'r.jsonl'
+    rows = as_json(codette('data', '--n', 60, '--out', file, '--seed', 3, '--json'))
+    assert sum(r['records'] for r in rows) == 60 and {r['source'] for r in rows} == {'perspectives', 'tool_use', 'consciousness', 'mixed_reasoning'}
+    lines = file.read_text(encoding='utf-8').splitlines()
+    assert len(lines) == 60 and all(json.loads(line) for line in lines)
+    code, _, err = codette('data', '--n', 5, '--out', file)
+    assert code == 1 and 'exists already' in err and file.read_text(encoding='utf-8').splitlines() == lines
+    assert codette('data', '--n', 60, '--out', file, '--seed', 3, '--force')[0] == 0
+    assert file.read_text(encoding='utf-8').splitlines() == lines   # the same seed, the same bytes
+    code, out, _ = codette('data', '--n', 5, '--show', 1)
+    assert code == 0 and '<|im_start|>' in out
+
+# chat
+
+def test_chat(tiny_run):
+    ask = lambda *more: codette('chat', tiny_run, 'Where is the wind?', '--max-tokens', 12, '--temperature', 0, *more)
+    code, out, err = ask()
+    assert code == 0 and out and not err             # so little trained, it may say nothing but line ends
+    assert ask() == (code, out, err)
+
+def test_conversation(tiny_run, monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', io.StringIO('Where is the wind?\n\nAnd the river?\n'))
+    code, out, _ = codette('chat', tiny_run, '--max-tokens', 5, '--seed', 1)
+    assert code == 0 and out.count('> ') == 4       # two questions, an empty line, the end
