@@ -14,7 +14,7 @@ def commands():
     "What is run for each row; the command line has to be there, `codette` need not be on the PATH."
     found = {'python -c pass': ['-c', 'pass'], 'import codette_nb': ['-c', 'import codette_nb']}
     if importlib.util.find_spec('codette_nb.cli'):
-        found['codette --help'] = ['-c', 'import sys; from codette_nb.cli import main; sys.exit(main(["--help"]))']
+        found['codette --help'] = ['-c', 'import sys; from codette_nb.cli import run; run(["--help"])']
     return found
 
 def seconds(args):

@@ -30,7 +30,7 @@ def _run_options(p, out, samples=True):
 
 def _export_options(p):
     p.add_argument('--quantization', default='fp16', metavar='TYPE', help='number format of the GGUF file: fp32, fp16, bf16, q8 or q4_0 (default: %(default)s)')
-    p.add_argument('--no-verify', dest='verify', action='store_false', help='do not load the file in llama.cpp')
+    p.add_argument('--verify', action=argparse.BooleanOptionalAction, default=True, help='load the file in llama.cpp and compare it with the model (default: yes)')
 
 def _output_options(p):
     p.add_argument('--json', action='store_true', help='print the figures as JSON, and nothing else')
@@ -53,12 +53,12 @@ def make_parser() -> argparse.ArgumentParser:
     p = _command(sub, 'train', 'Train a model of a given size for a given number of steps, or go on with a run.',
                  'codette train --data book.txt --samples 0 --size nano --steps 500 --out runs/book\n  codette train --resume --out runs/book', train)
     p.add_argument('--size', default='nano', help=f"{', '.join(SIZES)} (default: %(default)s)")
-    p.add_argument('--steps', type=int, default=500, help='optimizer steps (default: %(default)s)')
+    p.add_argument('--steps', type=int, default=None, help='optimizer steps in all (default: 500, or with --resume what the run was begun with)')
     p.add_argument('--save-every', type=int, default=100, metavar='N', help='steps between checkpoints to resume from (default: %(default)s)')
     p.add_argument('--batch', type=int, default=None, help="windows to a batch (default: the size's own)")
     p.add_argument('--context', type=int, default=None, help="tokens the model looks at (default: the size's own)")
     p.add_argument('--vocab', type=int, default=None, help="pieces of the tokenizer, which the text must be able to fill (default: the size's own)")
-    p.add_argument('--resume', action='store_true', help='go on with the run in --out from its last checkpoint')
+    p.add_argument('--resume', action='store_true', help='go on with the run in --out from its last checkpoint; only --steps may be changed')
     _run_options(p, 'runs/train'); _export_options(p); _output_options(p)
 
     p = _command(sub, 'export', 'Write the best model of a run as a GGUF file with a Modelfile, and verify it in llama.cpp.',
@@ -106,34 +106,49 @@ def _sources(args):
     from codette_nb.data.corpora import parse_data_option
     return tuple(parse_data_option(d) for d in args.data)
 
-def quick(args):
+def quick(
+    args, # parsed arguments
+):
+    "`codette quick-train`."
     from codette_nb.pipeline import quick_train
     report = quick_train(args.minutes, args.size, _sources(args), args.out, args.samples, args.device, args.seed, args.quantization,
                          args.verify, args.force, args.name, quiet=args.json)
     if args.json: _print_json(report.data)
 
-def train(args):
+def train(
+    args, # parsed arguments
+):
+    "`codette train`."
     from codette_nb import pipeline as pl
-    if args.resume: report = pl.resume_run(args.out, args.quantization, args.verify, args.json)
+    if args.resume: report = pl.resume_run(args.out, args.quantization, args.verify, args.json, args.steps)
     else:
-        recipe = pl.make_recipe(args.size, args.steps, _sources(args), args.samples, args.device, args.seed, args.name, args.vocab,
+        recipe = pl.make_recipe(args.size, 500 if args.steps is None else args.steps, _sources(args), args.samples, args.device, args.seed, args.name, args.vocab,
                                 args.context, args.batch, save_every=args.save_every)
         report = pl.train_run(recipe, args.out, args.quantization, args.verify, args.force, args.json)
     if args.json: _print_json(report.data)
 
 # %% ../nbs/91_cli.ipynb #cli-rest
-def export(args):
+def export(
+    args, # parsed arguments
+):
+    "`codette export`."
     from codette_nb.pipeline import export_run
     figures = export_run(args.run, args.out, args.quantization, args.verify, args.force, args.name, quiet=args.json)
     if args.json: _print_json(figures)
 
-def evaluate_run(args):
+def evaluate_run(
+    args, # parsed arguments
+):
+    "`codette eval`."
     from codette_nb.pipeline import measure_run
     from codette_nb.evaluate.metrics import SETS_HEAD, sets_cells
     sets = measure_run(args.run, args.data, args.device, quiet=args.json).to_dict()
     _print_json(sets) if args.json else print(text_table([SETS_HEAD, *([name, *sets_cells(s)] for name, s in sets.items())]))
 
-def plan(args):
+def plan(
+    args, # parsed arguments
+):
+    "`codette plan`."
     from codette_nb.core import one_of
     if args.minutes is not None:
         from codette_nb.train.plan import make_plan
@@ -143,7 +158,10 @@ def plan(args):
     sizes = Sizes({k: PRESETS[one_of(k, list(PRESETS), 'size')] for k in ([args.size] if args.size else PRESETS)})
     _print_json(sizes.rows()) if args.json else print(sizes)
 
-def data(args):
+def data(
+    args, # parsed arguments
+):
+    "`codette data`."
     from pathlib import Path
     from codette_nb.data.mixer import CodetteTrainingDataset, Split
     from codette_nb.data.records import render, write_jsonl
@@ -156,7 +174,10 @@ def data(args):
     if args.out: print(f'wrote {args.out}')
 
 # %% ../nbs/91_cli.ipynb #cli-chat
-def chat(args):
+def chat(
+    args, # parsed arguments
+):
+    "`codette chat`."
     from codette_nb.quantize.runtime import LlamaCpp
     with LlamaCpp(args.run) as model:
         said = []
@@ -169,8 +190,14 @@ def chat(args):
             said.append({'role': 'user', 'content': question})
             answer = ''
             settings = dict(temperature=args.temperature, max_tokens=args.max_tokens) | ({} if args.seed is None else dict(seed=args.seed))
-            for piece in model.chat(said, **settings):
-                print(piece, end='', flush=True); answer += piece
+            while True:
+                try:
+                    for piece in model.chat(said, **settings): print(piece, end='', flush=True); answer += piece
+                    break
+                except CodetteError:
+                    if answer or len(said) < 3: raise
+                    said = said[2:] # the model's context is full
+                    print('(the first question and its answer are forgotten: the conversation is longer than the model can look at)', file=sys.stderr)
             print()
             if args.question is not None: return
             said.append({'role': 'assistant', 'content': answer})
@@ -181,6 +208,8 @@ def run(
 ) -> int:      # exit code
     "The `codette` command."
     args = make_parser().parse_args(argv)
+    for s in (sys.stdout, sys.stderr): # a console may lack a character that a model writes
+        if hasattr(s, 'reconfigure'): s.reconfigure(errors='replace')
     try: args.func(args)
     except CodetteError as e:
         print(f'codette: {e}', file=sys.stderr)

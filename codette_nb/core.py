@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CodetteError', 'one_of', 'human_bytes', 'human_count', 'human_time', 'text_table', 'atomic_file', 'atomic_folder',
-           'write_json', 'read_json', 'require_space', 'set_seed', 'progress_bar', 'Device', 'detect_device']
+           'write_json', 'read_json', 'require_space', 'set_seed', 'progress_bar', 'Device', 'check_device',
+           'detect_device']
 
 # %% ../nbs/00_core.ipynb #core-imports
 import json, math, os, random, shutil, tempfile, time
@@ -201,14 +202,25 @@ def _matmul_seconds(device, dtype, n):
     once()
     return min(once() for _ in range(5))
 
+def _here():
+    import torch
+    return {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+
+def check_device(
+    device: str, # 'cpu', 'cuda' or 'mps'
+) -> str:
+    "`device` if it is there; raises `CodetteError` saying which are."
+    here = _here()
+    if not here[one_of(device, list(here), 'device')]:
+        raise CodetteError(f"device {device!r} is not available here; torch sees {', '.join(k for k, v in here.items() if v)}")
+    return device
+
 def detect_device(
     prefer: str = 'auto', # 'auto', or 'cpu', 'cuda', 'mps' to insist
 ) -> Device:
     "The best device here: CUDA, then Apple's MPS, then the CPU. (CUDA and MPS: written for, tested on the CPU only.)"
     import torch
-    here = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
-    kind = next(k for k, v in here.items() if v) if prefer == 'auto' else one_of(prefer, list(here), 'device')
-    if not here[kind]: raise CodetteError(f"device {kind!r} is not available here; torch sees {', '.join(k for k, v in here.items() if v)}")
+    kind = next(k for k, v in _here().items() if v) if prefer == 'auto' else check_device(prefer)
     name = torch.cuda.get_device_name(0) if kind == 'cuda' else _cpu_name()
     n = 4096 if kind == 'cuda' else 512
     speedup = _matmul_seconds(kind, torch.float32, n)/_matmul_seconds(kind, torch.bfloat16, n)

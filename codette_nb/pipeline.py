@@ -8,10 +8,10 @@ __all__ = ['QUESTION', 'Recipe', 'build_split', 'data_sha256', 'build_tokenizer'
            'make_recipe', 'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
-import hashlib, json, os, sys, time
+import hashlib, json, os, platform, shlex, sys, time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from .core import CodetteError, detect_device, human_bytes, human_time, read_json, set_seed, write_json
 from .data.corpora import python_docs, read_corpus
@@ -29,7 +29,7 @@ from .quantize.ollama import write_modelfile
 from .quantize.verify import sample_texts, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
 from .train.plan import LAPTOP, Plan, about_model, make_plan
-from .train.trainer import CodetteTrainer, TrainingConfig, check_out
+from .train.trainer import CodetteTrainer, Deadline, TrainingConfig, check_out
 
 # %% ../nbs/90_pipeline.ipynb #pi-recipe
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Recipe:
     def __post_init__(self):
         if self.samples < 0: raise CodetteError(f"samples is {self.samples}: it must be at least 0")
         if not self.samples and not self.data and not self.prose: raise CodetteError("there is nothing to train on: ask for samples or give --data")
-        object.__setattr__(self, 'data', tuple((str(p), float(w)) for p, w in self.data))
+        # whole paths, so that a run can be resumed from another folder
+        object.__setattr__(self, 'data', tuple((str(Path(p).expanduser().resolve()), float(w)) for p, w in self.data))
 
     @property
     def about(self) -> dict:
@@ -71,7 +72,7 @@ def _read(path, quiet):
     return corpus
 
 def build_split(
-    recipe: Recipe,
+    recipe: Recipe, # what to read and make
     quiet=False, # True prints nothing but what had to be skipped
 ) -> Split:
     "The training and held-out text of a recipe; the same recipe and files give the same text."
@@ -80,24 +81,30 @@ def build_split(
     for corpus, weight in corpora:
         split = add_corpus(split, corpus.records, corpus.name, weight, recipe.held_out, recipe.seed)
     if recipe.prose and not recipe.data: split = add_corpus(split, python_docs(), 'prose', recipe.prose, recipe.held_out, recipe.seed)
+    split.check()
     return split
 
-def data_sha256(split: Split) -> str:
+def data_sha256(
+    split: Split, # any
+) -> str:
     "A hash of all training and held-out text, in order."
     h = hashlib.sha256()
     for records in [split.train, *split.held_out.values()]:
         for r in records: h.update(render(r).encode('utf-8', 'surrogatepass') + b'\0')
     return h.hexdigest()
 
-def build_tokenizer(recipe: Recipe, split: Split) -> SentencePieceTokenizer:
+def build_tokenizer(
+    recipe: Recipe, # its vocabulary
+    split: Split,   # its text
+) -> SentencePieceTokenizer:
     "A tokenizer trained on the training part."
     return SentencePieceTokenizer(recipe.model.vocab_size, recipe.strict_vocab).fit(dict.fromkeys(render(r) for r in split.train))
 
 # %% ../nbs/90_pipeline.ipynb #pi-run
-QUESTION = 'How many layers do you have?'
+QUESTION = 'How many layers do you have?' # asked from time to time while training
 
 def new_run(
-    recipe: Recipe,
+    recipe: Recipe, # all of it
     out,          # run folder
     force=False,  # True deletes a run that is there
     quiet=False,  # True prints nothing
@@ -110,7 +117,7 @@ def new_run(
     split = build_split(recipe, quiet) # what `force` deletes is deleted by the trainer, when nothing can be wrong with the input any more
     tokenizer = build_tokenizer(recipe, split)
     set_seed(recipe.seed)
-    meta = dict(recipe=asdict(recipe), data_sha256=data_sha256(split), plan=plan.to_dict() if plan else None)
+    meta = dict(recipe=asdict(recipe), data_sha256=data_sha256(split), python=platform.python_version(), plan=plan.to_dict() if plan else None)
     trainer = CodetteTrainer(CustomTransformer(recipe.model), tokenizer, split.train, split.held_out, recipe.training, out, force, meta=meta)
     trainer.sample_prompt = [{'role': 'user', 'content': QUESTION}] if recipe.samples else ''
     return trainer, split
@@ -125,10 +132,15 @@ def run_split(
     recipe = Recipe.from_dict(config['recipe'])
     split = build_split(recipe, quiet)
     if data_sha256(split) != config['data_sha256']:
-        raise CodetteError(f"the text that {run} was trained on has changed: bring the files back as they were, or start another run")
+        made_with = config.get('python', 'another version')
+        raise CodetteError(f"the text that {run} was trained on has changed: bring the files back as they were (or Python {made_with}, whose documentation it read), "
+                           "or start another run")
     return recipe, split
 
-def open_run(run, quiet=False): # (trainer, split, recipe)
+def open_run(
+    run,          # run folder
+    quiet=False,  # True prints nothing
+): # (trainer, split, recipe)
     "A trainer that stands where the last checkpoint of a run left it; see `run_split`."
     recipe, split = run_split(run, quiet)
     folder = latest_checkpoint(run)
@@ -173,11 +185,15 @@ def export_run(
 # %% ../nbs/90_pipeline.ipynb #pi-score
 def _last_score(run):
     last, last_best = {}, 0
-    for line in open(Path(run)/'metrics.jsonl', encoding='utf-8'):
+    for line in (Path(run)/'metrics.jsonl').read_text(encoding='utf-8').splitlines():
         e = json.loads(line)
         if e['event'] == 'score': last = {k: e[k] for k in ('score', 'loss_improvement', 'progress', 'gradient')}
         if e['event'] == 'checkpoint' and e['best']: last_best = e['step']
     return last, last_best
+
+def _version(package):
+    try: return version(package)
+    except PackageNotFoundError: return 'not installed'
 
 def _counts(split):
     n = Counter(r.source for r in split.train)
@@ -187,8 +203,8 @@ def _counts(split):
 # %% ../nbs/90_pipeline.ipynb #pi-finish
 def finish_run(
     trainer: CodetteTrainer, # after `fit`
-    split: Split,
-    recipe: Recipe,
+    split: Split,            # its text
+    recipe: Recipe,          # as it was begun
     reason='finished',       # why training ended
     quantization='fp16',     # number format of the export
     verify=True,             # False: do not load the export in llama.cpp
@@ -219,7 +235,7 @@ def finish_run(
                       device=trainer.config.device, dtype=trainer.config.dtype, seed=recipe.seed, stopped=reason),
         held_out=measured.to_dict(), score=score, memorisation=kept.to_dict() if kept else None, exports=[export],
         sizes={p.name: p.stat().st_size for p in [run/export['file'], find_checkpoint(run)/'model.safetensors']},
-        times=times, versions={k: version(k) for k in ('codette_nb', 'torch', 'gguf', 'xllamacpp', 'sentencepiece')}))
+        times=times, versions={k: _version(k) for k in ('codette_nb', 'torch', 'gguf', 'xllamacpp', 'sentencepiece')}))
     report = read_report(run)
     write_model_card(run, report)
     return report
@@ -243,7 +259,10 @@ def measure_run(
 # %% ../nbs/90_pipeline.ipynb #pi-fit
 class Interrupted(CodetteError): "Training was stopped from outside; what was learnt is saved."
 
-def fit_run(trainer: CodetteTrainer, quiet=False) -> str: # why it ended
+def fit_run(
+    trainer: CodetteTrainer, # new, or loaded from a checkpoint
+    quiet=False,             # True prints nothing
+) -> str: # why it ended
     "Train to the end of a run; raises `Interrupted` after Ctrl-C."
     reason = trainer.fit(quiet)['reason']
     if reason == 'interrupted':
@@ -251,10 +270,13 @@ def fit_run(trainer: CodetteTrainer, quiet=False) -> str: # why it ended
                           f"go on with 'codette train --resume --out {trainer.out}' or use it as it is with 'codette export {trainer.out}'")
     return reason
 
-def next_steps(run, name='codette') -> str:
+def next_steps(
+    run,            # run folder
+    name='codette', # what the model is called
+) -> str:
     "The lines that run the model of a run."
-    run, name = Path(run), ollama_name(name)
-    return f"codette chat {run}\nollama create {name} -f {run/'Modelfile'} && ollama run {name}"
+    run, modelfile, name = shlex.quote(str(run)), shlex.quote(str(Path(run)/'Modelfile')), ollama_name(name)
+    return f"codette chat {run}\nollama create {name} -f {modelfile} && ollama run {name}"
 
 # %% ../nbs/90_pipeline.ipynb #pi-quick
 def quick_train(
@@ -264,7 +286,7 @@ def quick_train(
     out='runs/quick',    # run folder
     samples=5000,        # generated training records
     device='auto',       # 'auto', 'cpu', 'cuda' or 'mps'
-    seed=0,
+    seed=0,              # of data and training
     quantization='fp16', # number format of the export
     verify=True,         # False: do not load the export in llama.cpp
     force=False,         # True deletes a run that is there
@@ -276,6 +298,7 @@ def quick_train(
     say = (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
     if not force: check_out(out)
     number_format(quantization)
+    for path, _ in data: read_corpus(path) # what cannot be read is better known before anything else is done
     say('planning: timing a few steps here')
     t = time.perf_counter()
     plan = make_plan(minutes, size, device, seed=seed, **changes)
@@ -290,7 +313,9 @@ def make_recipe(
     steps=500,           # optimizer steps
     data=(),             # (path, weight) of the user's own text
     samples=5000,        # generated training records
-    device='auto', seed=0, name='codette',
+    device='auto',       # 'auto', 'cpu', 'cuda' or 'mps'
+    seed=0,              # of data and training
+    name='codette',      # what the model is called
     vocab: int|None=None,   # pieces, set by hand; None for the preset's
     context: int|None=None, # tokens the model looks at; None for the preset's
     batch: int|None=None,   # windows to a batch; None for the size's own
@@ -303,11 +328,11 @@ def make_recipe(
     config = replace(config, vocab_size=config.vocab_size if vocab is None else vocab, context_length=own_context if context is None else context)
     settings = dict(max_steps=steps, batch_size=own_batch if batch is None else batch, device=device, seed=seed) | changes
     training = (TrainingConfig.laptop if laptop else TrainingConfig)(**settings)
-    training = CodetteTrainer._on_device(training)
+    training = CodetteTrainer.on_device(training)
     return Recipe(config, training, size, name, seed, samples, tuple(data), strict_vocab=vocab is not None)
 
 def train_run(
-    recipe: Recipe,
+    recipe: Recipe,      # all of it
     out,                 # run folder
     quantization='fp16', # number format of the export
     verify=True,         # False: do not load the export in llama.cpp
@@ -320,6 +345,7 @@ def train_run(
     number_format(quantization)  # a wrong name is better known now than after training
     t = time.perf_counter()
     trainer, split = new_run(recipe, out, force, quiet, plan)
+    if plan: trainer.listeners.append(Deadline(trainer, 60*plan.minutes - plan.overhead))
     times = dict(times or {}) | {'data and tokenizer': time.perf_counter() - t}
     if not quiet: print(f'{split!r}; {trainer.train_set!r}', flush=True)
     return _fit_and_finish(trainer, split, recipe, quantization, verify, times, quiet)
@@ -335,12 +361,16 @@ def resume_run(
     quantization='fp16', # number format of the export
     verify=True, # False: do not load the export in llama.cpp
     quiet=False, # True prints nothing
+    steps: int|None=None, # train to this many steps in all; None for what the run was planned for
 ) -> Report:
     "Go on with a run from its last checkpoint, to the end; raises `CodetteError` if it cannot be."
     number_format(quantization)
     trainer, split, recipe = open_run(run, quiet)
+    if steps is not None: trainer.replan(steps)
     return _fit_and_finish(trainer, split, recipe, quantization, verify, None, quiet)
 
-def main(**kw) -> Report:
+def main(
+    **kw, # arguments of `quick_train`
+) -> Report:
     "`quick_train` with its defaults, for scripts."
     return quick_train(**kw)

@@ -101,13 +101,13 @@ class Split:
     held_out: dict = field(default_factory=dict)  # name to list of `Record`, in the order of importance
 
     def check(self):
-        "Raise `AssertionError` if a text lies on both sides, or a held-out family is in training."
+        "Raise `CodetteError` if a text lies on both sides, or a held-out family is in training."
         prints = {fingerprint(render(r)) for r in self.train}
         for name, records in self.held_out.items():
             both = [r for r in records if fingerprint(render(r)) in prints]
-            assert not both, f'{len(both)} texts of {name!r} are in the training part too, such as {render(both[0])[:80]!r}'
+            if both: raise CodetteError(f'{len(both)} texts of {name!r} are in the training part too, such as {render(both[0])[:80]!r}')
         unseen = {f.name for f in FAMILIES.values() if f.held_out} & {r.family for r in self.train}
-        assert not unseen, f'families held out are in the training part: {unseen}'
+        if unseen: raise CodetteError(f'families held out are in the training part: {unseen}')
 
     def rows(self) -> list[dict]:
         "For each part and source: records, bytes, share of the part's bytes, share distinct after normalising."

@@ -81,7 +81,7 @@ class Tokenizer:
     def document(self,
         docs, # records or texts
     ) -> list[list[int]]:
-        "What the model is trained on: `<bos>`, the text, `<eos>`. Control pieces are read in chats only, where the template wrote them."
+        "What the model is trained on: `<bos>`, the text, `<eos>`. Control pieces are read in chats only, wherever they stand in them, as llama.cpp's server does."
         docs = list(docs)
         chat = [isinstance(d, Record) and d.text is None for d in docs]
         encoded = {c: iter(self.encode_batch([render(d) if isinstance(d, Record) else d for d, k in zip(docs, chat) if k == c], special=c)) for c in (True, False)}

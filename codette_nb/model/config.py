@@ -128,7 +128,7 @@ class Sizes:
                      inference_bytes=inference_memory(c).total, flops_per_token=flops_per_token(c)) for k, c in self.configs.items()]
 
     def _cells(self):
-        head = ['size', 'layers', 'width', 'heads', 'vocabulary', 'context', 'parameters', 'training', 'inference fp16', 'FLOPs a token']
+        head = ['size', 'layers', 'width', 'heads', 'vocabulary', 'context', 'parameters', 'training, one window', 'inference fp16', 'FLOPs a token']
         return [head] + [[r['size'], *(f'{r[k]:,}' for k in ('layers', 'width', 'heads', 'vocabulary', 'context')), human_count(r['parameters']),
                 human_bytes(r['training_bytes']), human_bytes(r['inference_bytes']), f"{r['flops_per_token']/1e9:.3g} G"] for r in self.rows()]
 

@@ -101,7 +101,7 @@ class LlamaCpp:
         p = x.CommonParams()
         p.model.path, p.n_ctx, p.n_parallel = str(self.path), self.context_length, 1
         p.verbosity, p.warmup, p.ui, p.endpoint_slots, p.offline = -1, False, False, False, True
-        p.cpuparams.n_threads = threads or os.cpu_count()
+        p.cpuparams.n_threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
         try: self._server = x.Server(p)
         except RuntimeError as e:
             raise CodetteError(f"llama.cpp cannot load {self.path}: verify_gguf says why") from e

@@ -254,7 +254,7 @@ def _report_html(r):
 class VerifyReport:
     "What llama.cpp made of a GGUF file, beside PyTorch."
     path: str                   # the file
-    status: str = 'passed'      # 'passed', 'failed' or 'not checked'
+    status: str = 'not checked' # 'passed', 'failed' or 'not checked'
     reasons: list = field(default_factory=list)  # why it is not 'passed', a sentence each
     quantization: str = ''      # what the file says it is
     strings: int = 0            # strings tokenised
@@ -317,7 +317,7 @@ def _judge(r):
     if c.overturned: r.reasons.append(f'{c.overturned} of {c.decisive} clear decisions fell otherwise in llama.cpp')
     if not c.kl <= r.kl_limit:
         r.reasons.append(f'the mean KL divergence is {c.kl:.2e} nats a token, above the limit of {r.kl_limit:.0e} for {r.quantization}')
-    if r.reasons: r.status = 'failed'
+    r.status = 'failed' if r.reasons else 'passed'
     return r
 
 def _torch_logits(model, seqs):
@@ -333,13 +333,13 @@ def _quantization(f):
 
 def _set_aside(r, answer):
     "Status and reason where llama.cpp gave no figures."
-    if 'missing' in answer: r.status, r.reasons = 'not checked', [answer['missing']]
+    if 'missing' in answer: r.reasons = [answer['missing']]
     elif 'error' in answer:
         said = [l.strip() for l in answer.get('log', []) if 'error' in l.lower()]
         r.status, r.reasons = 'failed', [answer['error'] + (f': {said[0]}' if said else '')]
     elif not exact_settings(answer['log']):
-        r.status, r.reasons = 'not checked', ['llama.cpp does not say that it computed exactly']
-    return r.status != 'passed'
+        r.reasons = ['llama.cpp does not say that it computed exactly']
+    return bool(r.reasons)
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-verify
 def verify_gguf(
@@ -358,7 +358,7 @@ def verify_gguf(
     try: r.quantization = _quantization(read_gguf(gguf_path))
     except CodetteError as e: r.status, r.reasons = 'failed', [str(e)]; return r
     if r.quantization not in KL_LIMITS:
-        r.status, r.reasons = 'not checked', ['the file is of a type that has no limit here']; return r
+        r.reasons = ['the file is of a type that has no limit here']; return r
     model, own = (checkpoint, None) if hasattr(checkpoint, 'parameters') else load_checkpoint(checkpoint)
     tokenizer = tokenizer or own
     texts = sample_texts() if texts is None else list(texts)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from ..core import CodetteError, atomic_folder, human_bytes, read_json, require_space, write_json
+from ..core import CodetteError, check_device, atomic_folder, human_bytes, read_json, require_space, write_json
 from ..data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from ..model.config import from_hf, to_hf
 from ..model.generate import generate, stream
@@ -108,6 +108,7 @@ def load_model(
 ) -> CustomTransformer:
     "The model of a checkpoint; raises `CodetteError` if its tensors are not those of its configuration."
     folder = Path(folder)
+    check_device(device)
     config = from_hf(read_json(folder/'config.json'))
     with torch.device('meta'): model = CustomTransformer(config)
     want = {k: tuple(v.shape) for k, v in model.state_dict().items()}
@@ -116,7 +117,8 @@ def load_model(
             have = {k.removeprefix('model.'): tuple(f.get_slice(k).get_shape()) for k in f.keys()}
             wrong = sorted(k for k in want.keys() | have.keys() if want.get(k) != have.get(k))
             if wrong: raise CodetteError(f"{folder/WEIGHTS} does not fit its config.json: {wrong[0]} is {have.get(wrong[0], 'missing')}, expected {want.get(wrong[0], 'nothing')}")
-            weights = {k: f.get_tensor(f'model.{k}').float() for k in want}
+            # cloned, so that no memory map keeps the file open (Windows cannot replace an open file)
+            weights = {k: f.get_tensor(f'model.{k}').float().clone() for k in want}
     except (SafetensorError, FileNotFoundError) as e: raise CodetteError(f"{folder/WEIGHTS} is not a readable safetensors file: {e}") from e
     model.load_state_dict(weights, assign=True)
     model.rope = type(model.rope)(config.head_size, config.context_length, config.rope_theta) # buffers are not stored

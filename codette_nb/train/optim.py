@@ -83,4 +83,4 @@ def load_optimizer_state(
         p = opt.params.get(k)
         if p is None or (v.dim() and v.shape != p.shape): raise CodetteError(f"the optimizer state of {k!r} does not fit this model")
         owner = next(o for o in opt.optimizers if any(p is q for g in o.param_groups for q in g['params']))
-        owner.state[p][key] = v.clone() if key == 'step' else v.to(p.device).clone()
+        owner.state[p][key] = v.to(p.device).clone()

@@ -19,7 +19,7 @@ from .trainer import TrainingConfig
 
 # %% ../../nbs/34_train.plan.ipynb #pl-time
 def time_step(
-    config: TransformerConfig,
+    config: TransformerConfig, # shape of the model
     training: TrainingConfig,  # with device and dtype chosen
     repeats=3,                 # timed steps
 ) -> float:                    # seconds
@@ -88,7 +88,7 @@ LAPTOP = dict(nano=(256, 16), micro=(512, 16), mini=(512, 16))
 def laptop_plan(
     size: str,           # 'nano', 'micro' or 'mini'
     minutes: float,      # for everything
-    device: Device,
+    device: Device,      # where
     overhead=60.,        # seconds for everything but training
     vocab_size: int|None=None, # pieces; None for 2,048 in runs of up to 10 minutes on a CPU, else the preset's
     **changes,           # fields of `TrainingConfig` to change
@@ -138,13 +138,13 @@ def make_plan(
 
 # %% ../../nbs/34_train.plan.ipynb #pl-about
 def about_model(
-    config: TransformerConfig,
+    config: TransformerConfig, # its shape
     name='codette',       # what the model is called
     device='cpu',         # where it is trained
-    seed=0,
+    seed=0,               # of data and training
     prose='the documentation of Python', # what it reads besides; '' for nothing
     held_out=.1,          # share of records kept for measuring
-    mixture=SOURCES,
+    mixture=SOURCES,      # generated sources to weight
 ) -> dict:                # the keys of `codette_nb.data.sources.ABOUT`
     "The facts about a model that its training text may state."
     total = sum(mixture.values())

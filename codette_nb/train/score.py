@@ -75,7 +75,8 @@ class ScoreListener:
 
     def __call__(self, e: dict):
         kind = e['event']
-        if kind == 'start': self.unigram, self.steps = e['unigram_entropy'], e['steps']
+        if kind == 'start': self.unigram = e['unigram_entropy']
+        if kind in ('start', 'plan'): self.steps = e['steps']
         elif kind == 'step': self.norm = e['grad_norm']
         elif kind == 'eval': self.loss = e['loss']
         if kind in ('step', 'eval'):

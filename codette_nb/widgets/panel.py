@@ -69,14 +69,14 @@ class History:
         elif kind == 'stop': self.status, self.message = event.get('reason', 'stopped'), event.get('message') or ''
         elif kind == 'start':
             self.status, self.message = 'running', ''
-            self.last.pop('stop', None)
+            for k in ('stop', 'plan'): self.last.pop(k, None)
             for c in list(self.curves.values()): c.cut(self.step)
         elif kind in _CURVES: _CURVES[kind](self, event)
 
     @property
     def going(self): return self.status in ('starting', 'running', 'paused') # not ended yet
     @property
-    def steps(self): return (self.last.get('start') or {}).get('steps') or 0 # planned steps, 0 while unknown
+    def steps(self): return (self.last.get('plan') or self.last.get('start') or {}).get('steps') or 0 # planned steps, 0 while unknown
     @property
     def span(self): return max(1, min(50, self.steps/100 if self.steps > 500 else 5, self.step/10)) # of the smoothing, in steps
     def plot_loss(self, ax=None): return draw_chart(loss_chart(self), ax)
