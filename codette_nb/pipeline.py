@@ -50,7 +50,7 @@ class Recipe:
         if self.samples < 0: raise CodetteError(f"samples is {self.samples}: it must be at least 0")
         if not self.samples and not self.data and not self.prose: raise CodetteError("there is nothing to train on: ask for samples or give --data")
         # whole paths, so that a run can be resumed from another folder
-        object.__setattr__(self, 'data', tuple((str(Path(p).expanduser().resolve()), float(w)) for p, w in self.data))
+        object.__setattr__(self, 'data', tuple((os.path.abspath(os.path.expanduser(p)), float(w)) for p, w in self.data))
 
     @property
     def about(self) -> dict:

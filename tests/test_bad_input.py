@@ -163,8 +163,9 @@ def test_command_data(book, tmp_path):
     (tmp_path/'bad.txt').write_bytes(b'one\n\xff')
     (tmp_path/'pictures').mkdir(); (tmp_path/'pictures/a.png').write_bytes(b'\x89PNG')
     (tmp_path/'word.txt').write_text('word')
-    for name, *says in (('none.txt', 'no file or folder none.txt'), ('empty.txt', 'empty.txt is empty'), ('bad.txt', 'bad.txt', 'not UTF-8 at line 2'),
-                        ('pictures', 'nothing usable', '.png 1'), ('pictures/a.png', '.png files cannot be read'), ('word.txt', 'give more text'), ('', 'PATH')):
+    for name, *says in (('none.txt', 'no file or folder', 'none.txt'), ('empty.txt', 'empty.txt is empty'), ('bad.txt', 'bad.txt', 'not UTF-8 at line 2'),
+                        ('pictures', 'nothing usable', '.png 1'), ('pictures/a.png', '.png files cannot be read'), ('word.txt', 'give more text'), ('', 'PATH'),
+                        ('~nobody-of-this-name/x.txt', 'no file or folder')):
         command_refuses(tmp_path, train('--data', name), *says)
         command_refuses(tmp_path, train('--data', book, '--data', name), *says)   # a good one beside it changes nothing
     assert not (tmp_path/'new').exists()

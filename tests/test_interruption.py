@@ -35,7 +35,8 @@ def same_end(run, whole):
         a, b = (load_file(r/'checkpoints'/name/'model.safetensors') for r in (run, whole))
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), name
     assert events(run) == events(whole)
-    assert {p.name for p in (run/'checkpoints').iterdir()} == {'model_best', 'step-18', 'step-24'}
+    names = {p.name for p in (run/'checkpoints').iterdir()}
+    assert {n for n in names if not n.startswith('superseded-')} == {'model_best', 'step-18', 'step-24'}   # damaged ones may be put aside
     assert not litter(run)
 
 # SIGKILL

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import CodetteError, detect_device, human_count, human_time, progress_bar, set_seed, write_json
+from ..core import CodetteError, detect_device, human_count, human_time, progress_bar, read_json, set_seed, write_json
 from ..data.packing import Sampler, TextDataset
 from ..data.records import Record, render
 from ..model.generate import generate
