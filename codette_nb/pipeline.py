@@ -81,6 +81,7 @@ def build_split(
     for corpus, weight in corpora:
         split = add_corpus(split, corpus.records, corpus.name, weight, recipe.held_out, recipe.seed)
     if recipe.prose and not recipe.data: split = add_corpus(split, python_docs(), 'prose', recipe.prose, recipe.held_out, recipe.seed)
+    split.skipped += [p for c, _ in corpora for p in c.problems]
     split.check()
     return split
 
@@ -117,10 +118,12 @@ def new_run(
     if not force:
         check_out(out)
         if (Path(out)/'README.md').exists(): raise CodetteError(f"{out} holds a README.md, which the model card would replace: give another folder")
+    recipe = replace(recipe, training=CodetteTrainer.on_device(recipe.training))
     split = build_split(recipe, quiet) # what `force` deletes is deleted by the trainer, when nothing can be wrong with the input any more
     tokenizer = build_tokenizer(recipe, split)
     set_seed(recipe.seed)
-    meta = dict(recipe=asdict(recipe), data_sha256=data_sha256(split), python=platform.python_version(), plan=plan.to_dict() if plan else None)
+    meta = dict(recipe=asdict(recipe), data_sha256=data_sha256(split), python=platform.python_version(),
+                skipped=split.skipped, plan=plan.to_dict() if plan else None)
     trainer = CodetteTrainer(CustomTransformer(recipe.model), tokenizer, split.train, split.held_out, recipe.training, out, force, meta=meta)
     trainer.sample_prompt = _sample_prompt(split)
     return trainer, split

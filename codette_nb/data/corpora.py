@@ -88,8 +88,8 @@ class Corpus:
         if self.empty: parts.append(f'{self.empty} empty')
         kinds = ', '.join(f'{k} {n}' for k, n in self.other.most_common(4))
         if kinds: parts.append(f"{_n(sum(self.other.values()), 'file')} of other kinds ({kinds})")
-        more = f'; and {len(self.problems) - 3} more' if len(self.problems) > 3 else ''
-        skipped = '; '.join(self.problems[:3]) + more
+        more = f'; and {len(self.problems) - 20} more' if len(self.problems) > 20 else ''
+        skipped = '; '.join(self.problems[:20]) + more
         if skipped: parts.append(f"{_n(len(self.problems), 'problem')}, skipped: {skipped}")
         return ', '.join(parts)
 

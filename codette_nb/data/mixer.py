@@ -99,6 +99,7 @@ class Split:
     "Training records and named held-out sets."
     train: list                                   # of `Record`
     held_out: dict = field(default_factory=dict)  # name to list of `Record`, in the order of importance
+    skipped: list = field(default_factory=list)   # 'file[:line]: reason' for what could not be read
 
     def check(self):
         "Raise `CodetteError` if a text lies on both sides, or a held-out family is in training."
@@ -158,4 +159,4 @@ def add_corpus(
     random.Random(f'{seed}-{name}').shuffle(train)
     names = {name, *split.held_out}
     if len(names) == len(split.held_out): raise CodetteError(f"there is a held-out set called {name!r} already: give the corpus another name")
-    return Split(train, {**split.held_out, name: held})
+    return Split(train, {**split.held_out, name: held}, split.skipped)

@@ -102,9 +102,9 @@ def training_memory(
     act_bytes=2,     # bytes of an activation: 2 under bfloat16 autocast, 4 in float32
 ) -> Memory:
     "Memory for a training step with AdamW in float32."
-    n = 4*num_parameters(c)
-    layer = 13*c.hidden_size + 2*c.intermediate_size
-    return Memory(n, n, 2*n, tokens*(act_bytes*c.num_layers*layer + 2*4*c.vocab_size))
+    n, half = num_parameters(c), act_bytes == 2
+    layer = act_bytes*(8*c.hidden_size + 2*c.intermediate_size) + half*2*4*c.hidden_size
+    return Memory(4*n, 4*n, 8*n, tokens*(c.num_layers*layer + 2*4*c.vocab_size) + half*2*n)
 
 def inference_memory(
     c: TransformerConfig, # the shape

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import CodetteError, detect_device, human_count, human_time, progress_bar, read_json, set_seed, write_json
+from ..core import CodetteError, check_device, detect_device, human_count, human_time, progress_bar, read_json, set_seed, write_json
 from ..data.packing import Sampler, TextDataset
 from ..data.records import Record, render
 from ..model.generate import generate
@@ -46,11 +46,12 @@ class TrainingConfig:
     seed: int = 0                 # of data order, dropout and samples
     device: str = 'auto'          # 'auto', 'cpu', 'cuda' or 'mps'
     dtype: str = 'auto'           # 'auto' times both; 'float32', or 'bfloat16' for autocast
+    threads: int = 0              # CPU threads; 0 for torch's own choice. Sums differ in their last bits with another number
 
     def __post_init__(self):
         bad = [f"{k} is {getattr(self, k)!r}: it must be a whole number of at least {low}" for k, low in (
                    ('max_steps', 1), ('batch_size', 1), ('grad_accum', 1), ('warmup_steps', 0), ('eval_every', 1), ('eval_windows', 1),
-                   ('save_every', 1), ('keep', 1), ('log_every', 1), ('sample_every', 0), ('patience', 0))
+                   ('save_every', 1), ('keep', 1), ('log_every', 1), ('sample_every', 0), ('patience', 0), ('threads', 0))
                if not isinstance(getattr(self, k), int) or getattr(self, k) < low]
         bad += [f"{k} is {getattr(self, k)!r}: it must be above 0" for k in ('lr', 'muon_lr', 'max_grad_norm') if not getattr(self, k) > 0]
         if self.weight_decay < 0: bad.append(f"weight_decay is {self.weight_decay}: it must be at least 0")
@@ -446,7 +447,7 @@ class CodetteTrainer(Control, Saving, Measuring, Loop):
         self.sampler = Sampler(self.train_set, config.batch_size)
         self.step, self.saved, self.elapsed, self.best, self.last, self._losses, self.sample_prompt = 0, 0, 0., math.inf, {}, [], ''
         if not resume: check_out(self.out, force)
-        set_seed(config.seed)
+        set_seed(config.seed); torch.set_num_threads(config.threads)
         self.model.to(config.device).train()
         self.optimizer = Optimizer(model, config.optimizer, config.lr, config.muon_lr, config.weight_decay)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -459,7 +460,9 @@ class CodetteTrainer(Control, Saving, Measuring, Loop):
     def on_device(
         config: TrainingConfig, # device or dtype may be 'auto'
     ) -> TrainingConfig:
-        "The configuration with device and number format chosen here."
+        "The configuration with device, number format and threads chosen here."
+        config = replace(config, threads=config.threads or torch.get_num_threads())
+        if 'auto' not in (config.device, config.dtype): check_device(config.device); return config
         dev = detect_device(config.device)
         return replace(config, device=dev.type, dtype=dev.dtype if config.dtype == 'auto' else config.dtype)
 

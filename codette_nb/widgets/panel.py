@@ -207,7 +207,7 @@ def _labels(values):
 def draw_chart(
     chart: Chart,
     ax=None,      # matplotlib Axes to draw into; None makes a figure
-    legend='inside', # or 'above', in one row
+    legend='inside', # or 'above', in rows of three
     ink=PALETTE['ink'][2], # colour of labels
 ):                # the Axes
     "Draw a chart with matplotlib."
@@ -221,13 +221,13 @@ def draw_chart(
     ax.set(xlim=chart.xlim, ylim=chart.ylim, xlabel='step')
     for put, values in (ax.set_xticks, ticks(*chart.xlim, 4)), (ax.set_yticks, ticks(*chart.ylim)): put(values, _labels(values))
     above = legend == 'above'
-    ax.set_title(chart.title, loc='left', fontsize=10, fontweight='bold', color=ink, pad=18 if above else 6)
-    ax.set_title(chart.unit, loc='right', fontsize=8, color=ink, pad=18 if above else 6)
+    ax.set_title(chart.title, loc='left', fontsize=10, fontweight='bold', color=ink, pad=29 if above else 6)
+    ax.set_title(chart.unit, loc='right', fontsize=8, color=ink, pad=29 if above else 6)
     ax.grid(alpha=.18, color='0.5')
     ax.spines[['top', 'right', 'left']].set_visible(False); ax.spines['bottom'].set_color('0.6')
     ax.tick_params(labelsize=8, colors=ink, length=0); ax.xaxis.label.set(fontsize=8, color=ink)
     handles, labels = ax.get_legend_handles_labels()
-    row = dict(loc='lower left', bbox_to_anchor=(-.01, .99), ncols=6, columnspacing=1, borderaxespad=0, handlelength=1.5, frameon=False)
+    row = dict(loc='lower left', bbox_to_anchor=(-.01, .99), ncols=3, columnspacing=1, borderaxespad=0, handlelength=1.5, frameon=False)
     place = row if above else dict(loc='best', framealpha=.8, edgecolor='none')
     if handles: ax.legend(handles[::-1], labels[::-1], fontsize=7, labelcolor=ink, **place)
     return ax
@@ -423,7 +423,7 @@ def history_png(
         put(x, .16, label); put(x, .43, value, fontsize=17 if len(value) < 10 else 11, color=PALETTE[role][2])
         for j, n in enumerate(note): put(x, .61 + .13*j, n, fontsize=7)
     for i, chart in enumerate((loss_chart(h), score_chart(h))):
-        draw_chart(chart, fig.add_axes([.04 + i*.5, (foot + .45)/height, .435, 2.45/height]), 'above', grey)
+        draw_chart(chart, fig.add_axes([.04 + i*.5, (foot + .45)/height, .435, 2.3/height]), 'above', grey)
     if lines:
         put(.012, height - foot + .16, f'Sample at step {step:,}', fontweight='bold')
         put(.012, height - foot + .26, '\n'.join(lines), family='DejaVu Sans Mono', linespacing=1.35, va='top')
