@@ -21,7 +21,7 @@ trainer = CodetteTrainer(model, tok, docs[::2], docs[1::2], config, 'run')
 trainer.sample_prompt = '<b>The</b>'
 ====
 run = TrainingPanel(trainer).fit()
-run
+result = await run # the cell waits; the buttons must work all the same
 ====
 import json
 print('after the run ' + json.dumps(dict(status=run.status, step=run.history.step, trained=trainer.step, frames=run.panel.frames, share=run.panel.share)))'''.split('\n====\n')

@@ -8,7 +8,7 @@ __all__ = ['SCORE_TERMS', 'PALETTE', 'STATUS', 'STYLE', 'Series', 'History', 're
            'sample_html', 'history_png', 'Run', 'Panel', 'TrainingPanel']
 
 # %% ../../nbs/60_widgets.panel.ipynb #panel-imports
-import base64, html, io, json, math, textwrap, threading, time, warnings
+import asyncio, base64, html, io, json, math, textwrap, threading, time, warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -501,6 +501,16 @@ class Run:
             self._wait(None)
         if self.done and self.exception is not None: raise self.exception
         return self.result
+
+    def __await__(self):
+        "`await run`: like `wait`, but the kernel goes on answering, so that the buttons work while a notebook waits."
+        return self._until_done().__await__()
+
+    async def _until_done(self):
+        try:
+            while not self.done: await asyncio.sleep(.1)
+        except (KeyboardInterrupt, asyncio.CancelledError): self.stop()
+        return self.wait()
 
     def _wait(self, timeout):
         end = math.inf if timeout is None else time.monotonic() + timeout
