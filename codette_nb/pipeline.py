@@ -28,7 +28,7 @@ from .quantize.gguf import GGUFConverter
 from .quantize.ollama import write_modelfile
 from .quantize.verify import sample_texts, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
-from .train.plan import LAPTOP, Plan, about_model, make_plan
+from .train.plan import LAPTOP, Plan, about_model, check_memory, make_plan
 from .train.trainer import CodetteTrainer, Deadline, TrainingConfig, check_out
 
 # %% ../nbs/90_pipeline.ipynb #pi-recipe
@@ -220,11 +220,12 @@ def finish_run(
     "Measure the best model of a run, export and verify it, write report.json and the model card."
     run, times = trainer.out, dict(times or {}, training=trainer.elapsed)
     t = time.perf_counter()
-    model, tokenizer = load_checkpoint(run)
+    model, tokenizer = load_checkpoint(run, trainer.config.device)
     measured = compare(model, tokenizer, split.train, split.held_out, quiet=quiet)
-    name, held_out = next(iter(split.held_out.items()))
+    held_out = next(iter(split.held_out.values()))
+    sources = {r.source for r in held_out}
     fits = model.config.context_length >= 99
-    kept = memorisation(model, tokenizer, [r for r in split.train if r.source == held_out[0].source], held_out, limit=100) if fits else None
+    kept = memorisation(model, tokenizer, [r for r in split.train if r.source in sources], held_out, limit=100) if fits else None
     times['measuring'] = time.perf_counter() - t
     t = time.perf_counter()
     export = export_run(run, quantization=quantization, verify=verify, force=True, name=recipe.name,
@@ -335,6 +336,7 @@ def make_recipe(
     settings = dict(max_steps=steps, batch_size=own_batch if batch is None else batch, device=device, seed=seed) | changes
     training = (TrainingConfig.laptop if laptop else TrainingConfig)(**settings)
     training = CodetteTrainer.on_device(training)
+    check_memory(size, config, training, detect_device(training.device))
     return Recipe(config, training, size, name, seed, samples, tuple(data), strict_vocab=vocab is not None)
 
 def train_run(
