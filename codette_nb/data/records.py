@@ -168,7 +168,7 @@ def read_jsonl(
             if not line.strip(): continue
             try: yield from_dict(json.loads(line.decode('utf-8')))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-                why = f'not JSON at column {e.colno}: {e.msg}' if isinstance(e, json.JSONDecodeError) else str(e) or type(e).__name__
+                why = f'not JSON: {e.msg.removesuffix(" at")}, column {e.colno}' if isinstance(e, json.JSONDecodeError) else str(e) or type(e).__name__
                 where = f'{path}:{i}: {why}'
                 if problems is None: raise CodetteError(where) from e
                 problems.append(where)
