@@ -64,17 +64,21 @@ class Perspective:
     title: str    # what stands behind `<perspective>`
     voices: tuple # each a tuple of step names, as many as the families give parts
 
-PERSPECTIVES = {
-    'newton': Perspective('Newton', (('Given', 'Law', 'Numbers', 'Result'), ('Known', 'Formula', 'Put in', 'Answer'),
-                                     ('Data', 'Principle', 'Calculate', 'So'))),
-    'davinci': Perspective('DaVinci', (('Observe', 'Sketch', 'Proportion', 'Trade-off'), ('Look', 'Draw', 'Measure', 'Balance'),
-                                       ('Study', 'Drawing', 'Estimate', 'Choice'))),
-    'quantum': Perspective('Quantum', (('State', 'Rule', 'Work', 'Expect'), ('Setup', 'Principle', 'Compute', 'Meaning'),
-                                       ('Possibilities', 'Law', 'Numbers', 'Outcome'))),
-    'philosophical': Perspective('Philosophical',
-                                 (('Premises', 'Form', 'Test', 'Verdict'), ('Claim', 'Structure', 'Examine', 'Conclusion'),
-                                                   ('Statement', 'Pattern', 'Check', 'Judgement'))),
-}
+PERSPECTIVES = {key: Perspective(title, tuple(tuple(v.split(', ')) for v in voices)) for key, title, *voices in (
+    ('newton', 'Newton', 'Given, Law, Numbers, Result', 'Known, Formula, Put in, Answer', 'Data, Principle, Calculate, So'),
+    ('davinci', 'DaVinci', 'Observe, Sketch, Proportion, Trade-off', 'Look, Draw, Measure, Balance', 'Study, Drawing, Estimate, Choice'),
+    ('human_intuition', 'Human Intuition', 'Guess, Round, Compare, Trust', 'Feeling, Rule of thumb, Exact, How far off',
+     'First thought, Easy numbers, Check, Keep'),
+    ('quantum', 'Quantum', 'State, Rule, Work, Expect', 'Setup, Principle, Compute, Meaning', 'Possibilities, Law, Numbers, Outcome'),
+    ('philosophical', 'Philosophical', 'Premises, Form, Test, Verdict', 'Claim, Structure, Examine, Conclusion',
+     'Statement, Pattern, Check, Judgement'),
+    ('neural_network', 'Neural Network', 'Inputs, Weights, Sum, Output', 'Features, Neuron, Forward, Signal',
+     'Layer, Parameters, Activation, Reading'),
+    ('bias_mitigation', 'Bias Mitigation', 'Temptation, Yardstick, Rates, Fair view', 'Trap, Same measure, Correct, Judgement',
+     'Bias, Remedy, Figures, Balance'),
+    ('psychological', 'Psychological', 'Notice, Feel, Weigh, Decide', 'Habit, Effect, Measure, Advice', 'Mind, Pull, Count, Step'),
+    ('mathematical', 'Mathematical', 'Let, Equation, Solve, Verify', 'Define, Set up, Derive, Check', 'Variables, Condition, Working, Proof'),
+)}
 
 # %% ../../nbs/11a_data.perspectives.ipynb #per-view
 def one(
