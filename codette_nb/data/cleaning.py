@@ -206,6 +206,15 @@ class Cleaner:
             self.prints.add(mark)
         if self.near is not None and self.near.seen(text): return 'near'
 
+    def leaks(self,
+        record: Record, # that was kept before the held-out text was known
+    ) -> bool:
+        "True if the record is held out after all; it then moves to the other side of the account."
+        text = render(record)
+        leaks = self.rules.overlap is not None and self.held_out.has(record, text, self.rules.overlap)
+        if leaks: self.account.kept[record.source] -= 1; self.account.drop(record, text, 'held_out')
+        return leaks
+
     def keep(self,
         record: Record, # next in the stream
     ) -> bool:
