@@ -8,7 +8,8 @@ __all__ = []
 # %% ../nbs/98_all.ipynb #all-imports
 from .core import CodetteError, detect_device, set_seed
 from .data.corpora import python_docs, read_corpus, split_documents
-from .data.mixer import CodetteTrainingDataset, Split, add_corpus
+from .data.cleaning import Cleaning, clean, language
+from .data.mixer import CodetteTrainingDataset, Mixer, Mixing, Split
 from .data.packing import Sampler, TextDataset
 from .data.records import CHAT_TEMPLATE, Record, parse_tool_calls, read_jsonl, render, render_chat, write_jsonl
 from .data.sources import ABOUT, FAMILIES, SOURCES

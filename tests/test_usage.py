@@ -1,9 +1,9 @@
 "The usage examples that this package was asked for, as they were written, on a small model and few steps."
 import functools
+from dataclasses import replace
 import pytest
 import torch
 import tiny
-from dataclasses import replace
 from codette_nb.quantize.gguf import read_gguf
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -82,8 +82,8 @@ def quick(monkeypatch, tmp_path):
 
 def small_recipe(checks):
     def made(self):
-        assert self.samples in (5000, 200)              # as asked for, or a copy of one that was made small
-        object.__setattr__(self, 'samples', 200)
+        assert self.mixing.samples in (5000, 200)       # as asked for, or a copy of one that was made small
+        object.__setattr__(self, 'mixing', replace(self.mixing, samples=200))
         checks(self)
     return made
 

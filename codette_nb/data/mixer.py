@@ -118,8 +118,14 @@ class Mixing:
     seed: int = 0                # of everything that is drawn
 
     def __post_init__(self):
+        object.__setattr__(self, 'forms', tuple(self.forms))
         problems = list(self.problems())
         if problems: raise CodetteError('; '.join(problems))
+
+    @classmethod
+    def from_dict(cls, d: dict):
+        "Settings as `dataclasses.asdict` and JSON give them."
+        return cls(**d | dict(cleaning=Cleaning(**d['cleaning'])))
 
     def problems(self):
         "Yield a sentence for each setting that makes no sense."

@@ -83,7 +83,7 @@ class Tokenizer:
     ) -> list[list[int]]:
         "What the model is trained on: `<bos>`, the text, `<eos>`. Control pieces are read in chats only, wherever they stand in them, as llama.cpp's server does."
         docs = list(docs)
-        chat = [isinstance(d, Record) and d.text is None for d in docs]
+        chat = [isinstance(d, Record) and d.text is None and d.form == 'chat' for d in docs]
         encoded = {c: iter(self.encode_batch([render(d) if isinstance(d, Record) else d for d, k in zip(docs, chat) if k == c], special=c)) for c in (True, False)}
         return [[self.bos_id, *next(encoded[c]), self.eos_id] for c in chat]
 
