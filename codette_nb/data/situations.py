@@ -38,8 +38,9 @@ class Situation:
 # %% ../../nbs/11ad_data.situations.ipynb #sit-reg
 SITUATIONS: dict[str, Situation] = {}
 
-REQUESTS = ('How does the {} perspective see this?', 'Use the {} perspective.', 'Give the {} view of it.', 'Answer in the {} way.',
-            'What does the {} perspective say?', 'Reason from the {} perspective.', '{} perspective, please.', 'Take the {} view.')
+REQUESTS = ('How does the {} perspective see this?', 'Use the {} perspective.', 'Give the {} view of it.', 'Take the {} view.',
+            'Answer in the {} way.', 'What does the {} perspective say?', 'Reason from the {} perspective.',
+            '{} perspective, please.')
 
 def situation(
     name: str,       # of the situation, and of its families behind the perspective's key
@@ -69,11 +70,13 @@ class Side:
     question: str
     looks: dict     # perspective's title -> `Look`
     def _repr_html_(self):
+        number = lambda k: '' if k.value is None else f'{num(k.value)} {k.unit}'
         first = lambda part: escape(part if isinstance(part, str) else part[0])
         rows = [f'<tr><th>{escape(t)}</th><td style="text-align:left">{"<br>".join(map(first, k.parts))}</td>'
-                f'<td style="text-align:left">{escape(k.verdict)}</td><td>{"" if k.value is None else escape(f"{num(k.value)} {k.unit}")}</td></tr>'
+                f'<td style="text-align:left">{escape(k.verdict)}</td><td>{escape(number(k))}</td></tr>'
                 for t, k in self.looks.items()]
-        return (f'<p>{escape(self.question)}</p><table><thead><tr><th></th><th>look</th><th>verdict</th><th>value</th></tr></thead>'
+        head = '<tr><th></th><th>look</th><th>verdict</th><th>value</th></tr>'
+        return (f'<p>{escape(self.question)}</p><table><thead>{head}</thead>'
                 f'<tbody>{"".join(rows)}</tbody></table>')
 
 def side_by_side(
@@ -114,7 +117,8 @@ def numbers_in(x: float, text: str) -> bool:
     return num(x) in numbers(text)
 
 # %% ../../nbs/11ad_data.situations.ipynb #que-draw
-PAIRS = ('left', 'right'), ('first', 'second'), ('near', 'far'), ('red', 'blue'), ('upper', 'lower'), ('old', 'new'), ('north', 'south')
+PAIRS = ('left', 'right'), ('first', 'second'), ('near', 'far'), ('red', 'blue'), ('upper', 'lower'), ('old', 'new'), \
+        ('north', 'south')
 STANDS = 'booth', 'counter', 'desk', 'gate', 'stall', 'table', 'till', 'window'
 FOLK = 'buyers', 'children', 'guests', 'people', 'travellers', 'visitors'
 
@@ -127,12 +131,15 @@ def _draw_queue(rng):
 
 def _ask_queue(d):
     who, where, (x, y), stand, folk, n, m, s, t = d.values()
-    return [f'At the {where}, {who} sees {n} {folk} at the {x} {stand}, served in {s} s each, and {m} at the {y} {stand}, {t} s each. '
+    return [f'At the {where}, {who} sees {n} {folk} at the {x} {stand}, served in {s} s each, and {m} at the {y} {stand}, {t} s '
+            f'each. '
             f'Which line is quicker?',
-            f'{n} {folk} wait at the {x} {stand} of the {where} ({s} s for each) and {m} at the {y} {stand} ({t} s for each). Where should {who} go?',
+            f'{n} {folk} wait at the {x} {stand} of the {where} ({s} s for each) and {m} at the {y} {stand} ({t} s for each). '
+            f'Where should {who} go?',
             f'The {x} {stand} needs {s} s a head and has {n} {folk} in line; the {y} {stand} needs {t} s and has {m}. '
             f'Which one should {who} choose at the {where}?',
-            f'{who} wants to leave the {where} soon. {x.capitalize()} {stand}: {n} {folk}, {s} s each. {y.capitalize()} {stand}: {m} {folk}, {t} s each.']
+            f'{who} wants to leave the {where} soon. {x.capitalize()} {stand}: {n} {folk}, {s} s each. {y.capitalize()} '
+            f'{stand}: {m} {folk}, {t} s each.']
 
 def _queue(d):
     # both sides, the quicker one first: name, people, seconds each, wait
@@ -147,7 +154,8 @@ def _queue_newton(d):
         ['people flow through a line like water: time = number / rate, and the rate is one per service time.',
          'law of flow: number = rate * time, so time = number * seconds each.', 'the law is time = number / rate.'],
         f't1 = {n} * {s} = {short} s for {best}; t2 = {m} * {t} = {long} s for {other}.',
-        [f'{best} empties first, after {short} s.', f'the last one at {best} is served after {short} s; {other} takes {long} s.']),
+        [f'{best} empties first, after {short} s.',
+         f'the last one at {best} is served after {short} s; {other} takes {long} s.']),
         best, short, 's', f'the time until {best} is empty')
 
 def _queue_davinci(d):
@@ -170,7 +178,8 @@ def _queue_human_intuition(d):
     near = best if n * r < m * k else other if n * r > m * k else 'neither'
     return Look((
         [f'the gut says {feel}, since fewer {d["folk"]} stand there.', f'first feeling: {feel}, where only {min(n, m)} wait.'],
-        [f'rule of thumb, half minutes: call it {r} s and {k} s, so roughly {n} * {r} = {n * r} s and {m} * {k} = {m * k} s; that favours {near}.',
+        [f'rule of thumb, half minutes: call it {r} s and {k} s, so roughly {n} * {r} = {n * r} s and {m} * {k} = {m * k} s; '
+         f'that favours {near}.',
          f'in easy numbers about {n} * {r} = {n * r} s against roughly {m} * {k} = {m * k} s, in favour of {near}.'],
         f'exactly {n} * {s} = {short} s at {best} and {m} * {t} = {long} s at {other}.',
         [f'{best}; the rough {n * r} s is off by {abs(short - n * r)} s, and the gut was {"right" if feel == best else "wrong"}.',
@@ -204,7 +213,7 @@ def _queue_philosophical(d):
         ('here the conclusion is true.' if few == best else 'a counterexample to the first premise.'),
         ['it follows for these numbers, not from the premise alone: ' + best + '.' if few == best else
          f'valid but not sound; what follows from the times is {best}.',
-         f'{best}; the argument is {"right here, though its first premise fails elsewhere" if few == best else "valid and its conclusion false"}.']),
+         f'{best}; the argument is {"right here by its premise" if few == best else "valid and its conclusion false"}.']),
         best)
 
 def _queue_neural_network(d):
@@ -227,17 +236,21 @@ def _queue_bias_mitigation(d):
     return Look((
         [f'substitution: heads are easy to count, so {n} against {m} {d["folk"]} stands in for the time.',
          f'the trap is to count {d["folk"]}, {n} and {m}, where time is asked: attribute substitution.'],
-        ['the same yardstick for both sides: seconds for the whole line.', f'measure both lines alike, in seconds, before judging either.'],
-        [f'corrected figures: {n} * {s} = {short} s and {m} * {t} = {long} s.', f'corrected, the count becomes {n} * {s} = {short} s and {m} * {t} = {long} s.'],
+        ['the same yardstick for both sides: seconds for the whole line.',
+         f'measure both lines alike, in seconds, before judging either.'],
+        [f'corrected figures: {n} * {s} = {short} s and {m} * {t} = {long} s.',
+         f'corrected, the count becomes {n} * {s} = {short} s and {m} * {t} = {long} s.'],
         [f'a fair comparison favours {best}: {num(share)} s for every hundred at {other}.',
-         f'{best}, with {num(share)} s per hundred seconds of the other; the bias {"happened to agree" if n < m else "pointed the other way"}.']),
+         f'{best}, with {num(share)} s per hundred seconds of the other; the bias '
+         f'{"happened to agree" if n < m else "pointed the other way"}.']),
         best, val(share), 'per hundred', f'the wait at {best} for every hundred seconds at {other}')
 
 def _queue_psychological(d):
     (best, n, s, short), (other, m, t, long) = _queue(d)
     gap = long - short
     return Look((
-        [f'a line that moves feels short; attention goes to the {d["folk"]} in front.', 'people notice how often the other line moves and feel passed over.',
+        [f'a line that moves feels short; attention goes to the {d["folk"]} in front.',
+         'people notice how often the other line moves and feel passed over.',
          f'what catches the mind is the row of {d["folk"]}, {n} or {m}.'],
         ['regret: a loss is felt twice as much as a gain of the same size.', 'a wrong choice hurts: people weigh a loss double.'],
         [f'{n} * {s} = {short} s and {m} * {t} = {long} s; the wrong line loses {gap} s, felt like 2 * {gap} = {2 * gap} s.',
@@ -250,10 +263,12 @@ def _queue_mathematical(d):
     (best, n, s, short), (other, m, t, long) = _queue(d)
     x = short / m
     return Look((
-        [f'let x be the seconds each at {other} for which both waits are equal.', f'let x stand for a service time at {other} that makes a tie.'],
+        [f'let x be the seconds each at {other} for which both waits are equal.',
+         f'let x stand for a service time at {other} that makes a tie.'],
         f'{m} * x = {n} * {s} = {short}.',
         [f'solve for x: x = {short} / {m} {eq(x)} s.', f'divide by {m}: x = {short} / {m} {eq(x)} s.'],
-        [f'since {t} > x, the inequality {m} * {t} = {long} > {short} holds, therefore {best}; the same for every time above the threshold of {num(x)} s.',
+        [f'since {t} > x, the inequality {m} * {t} = {long} > {short} holds, therefore {best}; the same for every time above '
+         f'the threshold of {num(x)} s.',
          f'{best}, for {t} lies above the threshold {num(x)} s; substitute back: {m} * {t} = {long} > {short}.']),
         best, val(x), 's', f'the time each at {other} that would make a tie')
 
@@ -276,10 +291,896 @@ def _expect_queue(key, d):
         'neural_network': lambda: [best, f'{d["t"]} * {d["m"]} - {d["s"]} * {d["n"]} = {z}', f'{gap} s', 'bias 0', '1'],
         'bias_mitigation': lambda: [*sums, f'{num(short * 100 / long)} s'],
         'psychological': lambda: [*sums, f'2 * {gap} = {gap + gap} s', f'{gap + gap} felt seconds'],
-        'mathematical': lambda: [best, f'{m} * {t} = {long}', f'{m} * x = {n} * {s} = {short}', f'{short} / {m} {eq(n / m * s)} s', num(s / m * n)],
+        'mathematical': lambda: [best, f'{m} * {t} = {long}', f'{m} * x = {n} * {s} = {short}',
+                                 f'{short} / {m} {eq(n / m * s)} s', num(s / m * n)],
     }[key]()
 
 situation('queue', _draw_queue, _ask_queue, _expect_queue, dict(
     newton=_queue_newton, davinci=_queue_davinci, human_intuition=_queue_human_intuition, quantum=_queue_quantum,
     philosophical=_queue_philosophical, neural_network=_queue_neural_network, bias_mitigation=_queue_bias_mitigation,
     psychological=_queue_psychological, mathematical=_queue_mathematical))
+
+# %% ../../nbs/11ad_data.situations.ipynb #rou-draw
+WAYS = 'coast road', 'forest road', 'hill road', 'lake road', 'old road', 'river road', 'toll road', 'valley road'
+JAMS = 'crash', 'flood', 'herd of cows', 'jam', 'market', 'parade', 'roadblock', 'snowdrift'
+
+def _draw_routes(rng):
+    while True:
+        s, k, j = rng.randint(10, 60), rng.randint(1, 9), 20 * rng.randint(1, 4)
+        t = s + rng.randint(2, j - 2)
+        if t not in (s + k * j // 10, s + 2 * k * j // 10): break
+    (here, there), (sure, fast) = rng.sample(PLACES, 2), rng.sample(WAYS, 2)
+    return dict(who=rng.choice(NAMES), here=here, there=there, sure=sure, fast=fast, jam=rng.choice(JAMS), t=t, s=s, k=k, j=j)
+
+def _ask_routes(d):
+    who, here, there, sure, fast, jam, t, s, k, j = d.values()
+    return [f'From the {here} to the {there} the {sure} always takes {t} minutes. The {fast} takes {s}, but on {k} days of 10 a '
+            f'{jam} '
+            f'adds {j}. Which way for {who}?',
+            f'{who} goes to the {there} daily: {t} minutes by the {sure}, or {s} by the {fast}, with {j} more when there is a '
+            f'{jam}, '
+            f'{k} days out of 10. Which road?',
+            f'The {fast} ({s} minutes, a {jam} on {k} of 10 days costs {j} more) or the {sure} ({t} minutes, always): what '
+            f'should {who} '
+            f'take to the {there}?',
+            f'A {jam} on {k} of 10 days makes the {fast} {j} minutes longer than its {s}; the {sure} needs {t} on any day. '
+            f'{who} starts at '
+            f'the {here}. Which is better?']
+
+def _routes(d):
+    # mean time on the fast road, the better road by the mean, and the two roads with their article
+    sure, fast, delay = f'the {d["sure"]}', f'the {d["fast"]}', d['k'] * d['j'] // 10
+    mean = d['s'] + delay
+    return mean, delay, fast if mean < d['t'] else sure, sure, fast
+
+# %% ../../nbs/11ad_data.situations.ipynb #rou-nature
+def _routes_newton(d):
+    (mean, delay, best, sure, fast), jam, t, s, k, j = _routes(d), *(d[i] for i in ('jam', 't', 's', 'k', 'j'))
+    return Look((
+        [f't1 = {t} min by {sure}; t2 = {s} min by {fast}, with {j} min more {k} times in 10 days.',
+         f'quantities for 10 days: {t} min each by {sure}; by {fast} {s} min each and {k} delays of {j} min.'],
+        [f'cause and effect: each {jam} acts by adding its minutes; the balance is total = 10 * time + delays * delay.',
+         'the balance of time over 10 days: total = days * time + delays * delay.'],
+        f'10 * {s} + {k} * {j} = {10 * mean} min by {fast}, 10 * {t} = {10 * t} min by {sure}.',
+        [f'{best}, since {fast} takes time at a rate of {mean} min per day.',
+         f'a rate of {mean} min per day by {fast} and {t} min by {sure}: {best}.']),
+        best, mean, 'minutes', f'the time per day by {fast}')
+
+def _routes_davinci(d):
+    (mean, delay, best, sure, fast), jam, t, s, k, j = _routes(d), *(d[i] for i in ('jam', 't', 's', 'k', 'j'))
+    return Look((
+        [f'a line of minutes with marks at {s}, {t} and {s + j}.',
+         f'look along one line: {s} is the easy day, {s + j} the day with a {jam}, {t} {sure}.'],
+        [f'draw the line to scale as a beam, with {10 - k} equal weights at {s} and {k} at {s + j}.',
+         f'sketch a balance: {k} of 10 weights hang at {s + j}, the other {10 - k} at {s}.'],
+        f'the beam balances where {j} is cut in the proportion {k} : {10 - k}, at {s} + {delay} = {mean}.',
+        [f'in the drawing the balance point {mean} lies {"before" if mean < t else "beyond"} the mark {t}, so {best}.',
+         f'{best}: the mark {t} stands {"to the right" if mean < t else "to the left"} of the point of balance, {mean}.']),
+        best, mean, 'minutes', f'the balance point of the line for {fast}')
+
+def _routes_human_intuition(d):
+    (mean, delay, best, sure, fast), jam, t, s, k, j = _routes(d), *(d[i] for i in ('jam', 't', 's', 'k', 'j'))
+    word, part = ('a quarter', j // 4) if k < 4 else ('half', j // 2) if k < 7 else ('three quarters', 3 * j // 4)
+    return Look((
+        [f'the gut likes {fast}: most of us think of the good days.',
+         f'the first feeling is that a {jam} will not come today, so {fast}.'],
+        [f'call {k} of 10 roughly {word}: {word} of {j} is {part}, so about {s} + {part} = {s + part} minutes.',
+         f'rule of thumb: {k} of 10 is about {word}, which makes roughly {s} + {part} = {s + part} minutes.'],
+        f'exactly it is {s} + {k} * {j} / 10 = {mean} minutes, against {t}.',
+        [f'{best}; the rough {s + part} minutes are off by {abs(mean - s - part)}.',
+         f'the guess of about {s + part} minutes is off by {abs(mean - s - part)}; keep {best}.']),
+        best, s + part, 'minutes', f'the rough guess for {fast}')
+
+# %% ../../nbs/11ad_data.situations.ipynb #rou-thought
+def _routes_quantum(d):
+    (mean, delay, best, sure, fast), jam, t, s, k, j = _routes(d), *(d[i] for i in ('jam', 't', 's', 'k', 'j'))
+    return Look((
+        [f'{fast} is a superposition of |free> and |{jam}>, with amplitudes sqrt({10 - k}/10) and sqrt({k}/10).',
+         f'one qubit for {fast}: amplitude sqrt({k}/10) for |{jam}> and sqrt({10 - k}/10) for |free>.'],
+        ['the amplitude squared is the probability, and the expectation weighs each state by it.',
+         'to drive is to measure; each basis state comes up with its amplitude squared.'],
+        f'expectation {k}/10 * {s + j} + {10 - k}/10 * {s} = {mean} minutes.',
+        [f'{best}: an expected {mean} minutes by {fast} against a certain {t}.',
+         f'before the state is measured, {best} is the better bet, {mean} expected minutes to {t}.']),
+        best, mean, 'minutes', f'the expected time by {fast}')
+
+def _routes_philosophical(d):
+    (mean, delay, best, sure, fast), jam, t, s, k, j = _routes(d), *(d[i] for i in ('jam', 't', 's', 'k', 'j'))
+    return Look((
+        [f'premises: there is a {jam} or there is none; if there is one, then {sure}; if there is none, then {fast}.',
+         f'if a {jam} comes, then {sure} is quicker, and if not, then {fast}; one of the two is the case.'],
+        ['a dilemma whose horns lead to different conclusions: valid, and it only follows that one of the roads is quicker.',
+         'the form is a dilemma; since its conclusions differ, neither road follows without another premise.'],
+        f'add the premise that the mean counts: {s} + {k} * {j} / 10 = {mean} against {t}.',
+        [f'if the mean counts, then it follows: {best}. Who must never be late denies that premise.',
+         f'{best} follows from the added premise, and only from that.']),
+        best, mean, 'minutes', 'the mean that the added premise speaks of')
+
+def _routes_neural_network(d):
+    (mean, delay, best, sure, fast), jam, t, s, k, j = _routes(d), *(d[i] for i in ('jam', 't', 's', 'k', 'j'))
+    return Look((
+        [f'one input, x = {k}, the days with a {jam} among 10.', f'the input is x = {k} of 10 days.'],
+        [f'weight {j} / 10 = {j // 10}, bias {s} - {t} = {s - t}; step activation, where on means {sure}.',
+         f'a neuron with weight {j} / 10 = {j // 10} and bias {s} - {t} = {s - t}; it fires for {sure}.'],
+        [f'weighted sum {j // 10} * {k} + {s} - {t} = {mean - t}.',
+         f'forward: {j // 10} * {k} + {s} - {t} = {mean - t}, before the activation.'],
+        [f'the activation is {"on" if mean > t else "off"}, so the output is {best}, by {abs(mean - t)} minutes.',
+         f'the neuron {"fires" if mean > t else "is silent"}: {best}, with a signal of {abs(mean - t)} minutes.']),
+        best, abs(mean - t), 'minutes', 'the size of the weighted sum')
+
+# %% ../../nbs/11ad_data.situations.ipynb #rou-people
+def _routes_bias_mitigation(d):
+    (mean, delay, best, sure, fast), jam, t, s, k, j = _routes(d), *(d[i] for i in ('jam', 't', 's', 'k', 'j'))
+    return Look((
+        [f'availability: the last {jam} comes to mind more easily than the easy days.',
+         f'the trap is availability, to judge {fast} by the day one remembers best.'],
+        [f'the same yardstick for both: minutes in a hundred trips, at a rate of {10 * k} with a {jam}.',
+         f'measure both roads alike, over a hundred trips, of which {10 * k} meet a {jam}.'],
+        f'corrected: 100 * {s} + {10 * k} * {j} = {100 * mean} minutes by {fast}, 100 * {t} = {100 * t} by {sure}.',
+        [f'a fair rate is {mean} minutes a trip against {t}, so {best}.',
+         f'{best}; per trip it is {mean} by {fast} to {t}, whatever one remembers.']),
+        best, mean, 'minutes', f'the corrected rate per trip by {fast}')
+
+def _routes_psychological(d):
+    (mean, delay, best, sure, fast), jam, t, s, k, j = _routes(d), *(d[i] for i in ('jam', 't', 's', 'k', 'j'))
+    felt = mean + delay
+    lean = fast if felt < t else sure
+    return Look((
+        [f'an easy day soon becomes a habit, a {jam} stays in the mind.',
+         f'attention goes to the {jam}; nobody notices a smooth trip.'],
+        ['people feel a loss twice as much as a gain, so lost minutes count double.',
+         'a lost minute is felt double; loss aversion.'],
+        f'felt by {fast}: {s} + 2 * {delay} = {felt} minutes, by the clock {mean}, against {t}.',
+        [f'most people will feel better with {lean}, {felt} felt minutes to {t}; by the clock it is {best}.',
+         f'{lean} is easier to live with, {felt} felt minutes against {t}; the clock speaks for {best}.']),
+        lean, felt, 'felt minutes', f'the time by {fast} with losses doubled')
+
+def _routes_mathematical(d):
+    (mean, delay, best, sure, fast), jam, t, s, k, j = _routes(d), *(d[i] for i in ('jam', 't', 's', 'k', 'j'))
+    x, sign = (t - s) / j, '<' if mean < t else '>'
+    return Look((
+        [f'let x be the chance of a {jam} at which both roads tie.', f'let x stand for the probability of a {jam}.'],
+        [f'the equation of a tie is {s} + {j} * x = {t}.', f'equal times: {s} + {j} * x = {t}.'],
+        f'solve for x: x = ({t} - {s}) / {j} {eq(x)}.',
+        [f'{k}/10 {sign} {num(x)}, therefore {best}; the same holds for every chance {"below" if sign == "<" else "above"} the '
+         f'threshold.',
+         f'the inequality {k}/10 {sign} {num(x)} holds, which proves {best} on average.']),
+        best, val(x), 'chance', f'the chance of a {jam} at which the roads tie')
+
+# %% ../../nbs/11ad_data.situations.ipynb #rou-reg
+def _expect_routes(key, d):
+    t, s, k, j = (d[i] for i in ('t', 's', 'k', 'j'))
+    days = [s + j] * k + [s] * (10 - k)
+    total, felt = sum(days), sum(day + (day - s) for day in days)
+    mean, best = total // 10, f'the {d["fast" if total < 10 * t else "sure"]}'
+    part = j * (1 if k < 4 else 2 if k < 7 else 3) // 4
+    return {
+        'newton': lambda: [best, f'10 * {s} + {k} * {j} = {total} min', f'10 * {t} = {sum([t] * 10)} min', f'{mean} min'],
+        'davinci': lambda: [best, f'{k} : {10 - k}', f'{s} + {mean - s} = {mean}', f'{s + j}'],
+        'human_intuition': lambda: [best, f'{s} + {part} = {s + part} minutes', f'{s} + {k} * {j} / 10 = {mean}',
+                                    f'off by {abs(mean - s - part)}'],
+        'quantum': lambda: [best, f'sqrt({k}/10)', f'sqrt({10 - k}/10)',
+                            f'{k}/10 * {s + j} + {10 - k}/10 * {s} = {mean} minutes'],
+        'philosophical': lambda: [best, 'dilemma', f'{s} + {k} * {j} / 10 = {mean}'],
+        'neural_network': lambda: [best, f'{j} / 10 = {j // 10}', f'{s} - {t} = {s - t}',
+                                   f'{j // 10} * {k} + {s} - {t} = {mean - t}', f'{abs(mean - t)} minutes'],
+        'bias_mitigation': lambda: [best, f'100 * {s} + {10 * k} * {j} = {10 * total} minutes', f'100 * {t} = {100 * t}',
+                                    f'{mean}'],
+        'psychological': lambda: [f'the {d["fast" if felt < 10 * t else "sure"]}', f'{s} + 2 * {mean - s} = {felt // 10} minutes',
+                                  f'{felt // 10} felt minutes', f'{mean}'],
+        'mathematical': lambda: [best, f'{s} + {j} * x = {t}', f'x = ({t} - {s}) / {j} {eq((t - s) / j)}',
+                                 f'{k}/10 {"<" if 10 * (t - s) > k * j else ">"} {num((t - s) / j)}'],
+    }[key]()
+
+situation('routes', _draw_routes, _ask_routes, _expect_routes, dict(
+    newton=_routes_newton, davinci=_routes_davinci, human_intuition=_routes_human_intuition, quantum=_routes_quantum,
+    philosophical=_routes_philosophical, neural_network=_routes_neural_network, bias_mitigation=_routes_bias_mitigation,
+    psychological=_routes_psychological, mathematical=_routes_mathematical))
+
+# %% ../../nbs/11ad_data.situations.ipynb #tan-draw
+VESSELS = 'barrel', 'basin', 'bath', 'cistern', 'pond', 'pool', 'tank', 'trough', 'tub', 'vat'
+HOLES = 'crack', 'drain', 'hole', 'leak', 'loose plug', 'rusty seam'
+
+def _draw_tank(rng):
+    while True:
+        p, t = rng.randint(5, 40), rng.randint(10, 60)
+        q = rng.randint(1, (p - 1) // 2)
+        v = 10 * round((p - q) * t * rng.uniform(.7, 1.3) / 10)
+        if v < p * t and abs((p - q) * t - v) > t / 5: break
+    return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), what=rng.choice(VESSELS), hole=rng.choice(HOLES), v=v, p=p, q=q,
+                t=t)
+
+def _ask_tank(d):
+    who, where, what, hole, v, p, q, t = d.values()
+    return [f'The empty {what} of the {where} holds {v} litres. {p} litres a minute flow in, {q} a minute run out through a '
+            f'{hole}. '
+            f'{who} has {t} minutes. Is it full by then?',
+            f'{who} fills a {what} of {v} litres with {p} litres a minute, while a {hole} loses {q} a minute. Will {t} minutes '
+            f'do?',
+            f'A {hole} takes {q} litres a minute from the {what} at the {where}; the tap gives {p}. Can {who} fill its {v} '
+            f'litres '
+            f'within {t} minutes?',
+            f'{t} minutes for {v} litres: the pump of {who} brings {p} litres a minute into the {what}, and a {hole} lets out '
+            f'{q}. '
+            f'Is that enough time?']
+
+def _tank(d):
+    # what stays a minute, what is in at the end, and whether that fills it
+    net = d['p'] - d['q']
+    return net, net * d['t'], 'full in time' if net * d['t'] > d['v'] else 'not full in time'
+
+# %% ../../nbs/11ad_data.situations.ipynb #tan-nature
+def _tank_newton(d):
+    (net, level, does), what, v, p, q, t = _tank(d), *(d[i] for i in ('what', 'v', 'p', 'q', 't'))
+    return Look((
+        [f'inflow {p} litres per minute, outflow {q} litres per minute, V = {v} litres.',
+         f'quantities: V = {v} litres, a flow of {p} in and {q} out per minute.'],
+        ['balance of flow: rate of change = rate in - rate out; time = volume / rate.',
+         'law: what flows in minus what flows out is the rate of change, and t = V / rate.'],
+        f'{p} - {q} = {net} litres per minute; t = {v} / {net} {eq(v / net, "min")}.',
+        [f'the {what} is {does}: it takes {num(v / net)} of {t} min.',
+         f'{does}, as the balance gives {num(v / net)} min and the limit is {t} min.']),
+        does, val(v / net), 'minutes', f'the time to fill the {what}')
+
+def _tank_davinci(d):
+    (net, level, does), what, v, p, q, t = _tank(d), *(d[i] for i in ('what', 'v', 'p', 'q', 't'))
+    return Look((
+        [f'two jets, one drawn {p} lines thick, the other {q}.',
+         f'look at the two jets: {p} lines thick where it enters, {q} where it leaves.'],
+        [f'draw the {what} as a column to scale and mark {net} of every {p} parts as kept.',
+         f'sketch a column of water; of {p} strips that enter, {net} stay.'],
+        f'proportion: as {net} is to {p}, so is the water kept to {p} * {t} = {p * t} litres poured: {level} litres.',
+        [f'the drawn level of {level} litres {"passes" if level > v else "stays under"} the line at {v}: {does}.',
+         f'{does}; in the sketch the line of {v} lies {"below" if level > v else "above"} the level of {level} litres.']),
+        does, level, 'litres', f'the level after {t} minutes')
+
+def _tank_human_intuition(d):
+    (net, level, does), what, v, p, q, t = _tank(d), *(d[i] for i in ('what', 'v', 'p', 'q', 't'))
+    w, r = max(50, 50 * round(v / 50)), max(5, 5 * round(net / 5))
+    guess, exact = val(w / r), val(v / net)
+    return Look((
+        [f'the gut {"trusts the tap" if q * 4 < p else "worries"} at the sight of the {d["hole"]}.',
+         f'a first feeling: {"so little is lost that it hardly matters" if q * 4 < p else "a good part of it is lost"}.'],
+        [f'call it {w} litres at roughly {r} a minute: about {w} / {r} {eq(w / r)} minutes.',
+         f'in easy numbers about {w} litres and roughly {r} litres a minute, {w} / {r} {eq(w / r)} minutes.'],
+        f'exactly {v} / ({p} - {q}) {eq(v / net)} minutes.',
+        [f'{does}; the guess of about {num(guess)} minutes is off by {num(abs(guess - exact))}.',
+         f'the rough {num(guess)} minutes are off by {num(abs(guess - exact))}; it is {does}.']),
+        does, guess, 'minutes', 'the rough guess')
+
+# %% ../../nbs/11ad_data.situations.ipynb #tan-thought
+def _tank_quantum(d):
+    (net, level, does), what, v, p, q, t = _tank(d), *(d[i] for i in ('what', 'v', 'p', 'q', 't'))
+    return Look((
+        [f'each litre that enters is in a superposition of |kept> and |lost>.',
+         f'basis states for a litre: |kept> in the {what}, |lost> through the {d["hole"]}.'],
+        [f'the amplitude of |kept> is sqrt({net}/{p}), so its probability is {net}/{p}.',
+         f'amplitude squared is probability: sqrt({net}/{p}) for |kept> gives {net}/{p}.'],
+        f'expectation for {p} * {t} = {p * t} litres: {p * t} * {net}/{p} = {level} litres.',
+        [f'measured after {t} minutes, {level} expected litres of {v}: {does}.',
+         f'{does}, since the expectation is {level} litres and {v} are needed.']),
+        does, level, 'litres', 'the expected litres kept')
+
+def _tank_philosophical(d):
+    (net, level, does), what, v, p, q, t = _tank(d), *(d[i] for i in ('what', 'v', 'p', 'q', 't'))
+    true = level > v
+    return Look((
+        [f'premises: if more flows in than out, the {what} gets full; {p} is more than {q}. Conclusion: it is full within {t} '
+         f'minutes.',
+         f'the argument: whatever gains more than it loses gets full; {p} is more than {q}; so the {what} is full within {t} '
+         f'minutes.'],
+        ['modus ponens yields "some day full"; "in time" stands in no premise, so the form is not valid.',
+         'invalid: the premises speak of some day, the conclusion of a date.'],
+        f'test of the conclusion: {t} * ({p} - {q}) = {level} litres, and {v} are needed.',
+        [f'it does not follow from the premises; by the count the {what} is {does}.',
+         f'{does}: the conclusion is {"true for another reason" if true else "false, a counterexample"}.']),
+        does, level, 'litres', 'the litres that test the conclusion')
+
+def _tank_neural_network(d):
+    (net, level, does), what, v, p, q, t = _tank(d), *(d[i] for i in ('what', 'v', 'p', 'q', 't'))
+    z = level - v
+    return Look((
+        [f'inputs x1 = {p} (in) and x2 = {q} (out).', f'the input vector is ({p}, {q}), litres in and out.'],
+        [f'weights {t} and -{t}, bias -{v}; a step activation that is on when the {what} is full.',
+         f'one neuron: weights ({t}, -{t}), bias -{v}, and a step as its activation.'],
+        [f'weighted sum {t} * {p} - {t} * {q} - {v} = {z}.', f'forward: {t} * {p} - {t} * {q} - {v} = {z}.'],
+        [f'the step is {"on" if z > 0 else "off"}: output {does}, {abs(z)} litres {"over" if z > 0 else "short"}.',
+         f'output: {does}; the sum lies {abs(z)} litres {"above" if z > 0 else "below"} the switching point.']),
+        does, abs(z), 'litres', 'how far the weighted sum is from switching')
+
+# %% ../../nbs/11ad_data.situations.ipynb #tan-people
+def _tank_bias_mitigation(d):
+    (net, level, does), what, v, p, q, t = _tank(d), *(d[i] for i in ('what', 'v', 'p', 'q', 't'))
+    return Look((
+        [f'optimism: with the tap alone {v} / {p} {eq(v / p)} minutes would do, and the {d["hole"]} is forgotten.',
+         f'the tempting plan leaves out the loss: {v} / {p} {eq(v / p)} minutes, a case of optimism bias.'],
+        ['the same yardstick for gain and loss: litres per minute, both counted.',
+         'measure what is lost as fairly as what is gained, per minute.'],
+        f'of every hundred litres {100 * q} / {p} {eq(100 * q / p)} are lost; corrected time {v} / {net} {eq(v / net)} minutes.',
+        [f'corrected, {num(v / net)} minutes of {t}: {does}.',
+         f'{does}; the fair figure is {num(v / net)} minutes, not the tempting one.']),
+        does, val(v / net), 'minutes', 'the corrected time')
+
+def _tank_psychological(d):
+    (net, level, does), what, v, p, q, t = _tank(d), *(d[i] for i in ('what', 'v', 'p', 'q', 't'))
+    felt = p * t - 2 * q * t
+    return Look((
+        [f'who watches a {what} finds that the level hardly moves; attention goes to the {d["hole"]}.',
+         f'the mind stays with the {d["hole"]}, and waiting feels long.'],
+        ['a litre lost is felt twice as much as a litre gained.', 'people weigh losses double, litre by litre.'],
+        f'felt: {p * t} - 2 * {q * t} = {felt} litres; real: {p * t} - {q * t} = {level} litres.',
+        [f'the {what} is {does}, {"and" if felt > v else "though" if level > v else "and"} it feels like only {felt} felt '
+         f'litres of {v}; do something else meanwhile.',
+         f'{does}; expect {felt} felt litres against {level} real ones, and look away.']),
+        does, felt, 'felt litres', 'the litres gained less twice those lost')
+
+def _tank_mathematical(d):
+    (net, level, does), what, v, p, q, t = _tank(d), *(d[i] for i in ('what', 'v', 'p', 'q', 't'))
+    x, sign = p - v / t, '<' if level > v else '>'
+    return Look((
+        [f'let x be the largest loss per minute with which the {what} is just full.',
+         f'let x stand for a loss that leaves the {what} exactly full.'],
+        f'{t} * ({p} - x) = {v}.',
+        f'solve for x: x = {p} - {v} / {t} {eq(x)}.',
+        [f'{q} {sign} {num(x)}, therefore {does}; every loss under the bound would do.',
+         f'the inequality {q} {sign} {num(x)} proves it: {does}.']),
+        does, val(x), 'litres per minute', 'the loss that would just do')
+
+# %% ../../nbs/11ad_data.situations.ipynb #tan-reg
+def _expect_tank(key, d):
+    v, p, q, t = (d[i] for i in 'vpqt')
+    level = felt = 0
+    for _ in range(t): level, felt = level + p - q, felt + p - q - q
+    net, poured, lost, does = p - q, sum([p] * t), sum([q] * t), 'full in time' if level >= v else 'not full in time'
+    w, r = max(50, 50 * round(v / 50)), max(5, 5 * round(net / 5))
+    z = level - v
+    return [does, *{
+        'newton': lambda: [f'{p} - {q} = {net}', f'{v} / {net} {eq(v / net, "min")}', f'{num(v / net)}'],
+        'davinci': lambda: [f'{p} * {t} = {poured}', f'{level} litres', str(net)],
+        'human_intuition': lambda: [f'{w} / {r} {eq(w / r)} minutes', f'{v} / ({p} - {q}) {eq(v / net)}',
+                                    f'off by {num(abs(val(w / r) - val(v / net)))}'],
+        'quantum': lambda: [f'sqrt({net}/{p})', f'{p} * {t} = {poured}', f'{poured} * {net}/{p} = {level} litres'],
+        'philosophical': lambda: [f'{t} * ({p} - {q}) = {level} litres'],
+        'neural_network': lambda: [f'{t} * {p} - {t} * {q} - {v} = {z}', f'bias -{v}', f'{abs(z)} litres'],
+        'bias_mitigation': lambda: [f'{v} / {p} {eq(v / p)} minutes', f'{100 * q} / {p} {eq(q / p * 100)}',
+                                    f'{v} / {net} {eq(v / net)} minutes'],
+        'psychological': lambda: [f'{poured} - 2 * {lost} = {felt} litres', f'{poured} - {lost} = {level} litres',
+                                  f'{felt} felt litres'],
+        'mathematical': lambda: [f'{t} * ({p} - x) = {v}', f'x = {p} - {v} / {t} {eq((p * t - v) / t)}',
+                                 f'{q} {"<" if level > v else ">"} {num((p * t - v) / t)}'],
+    }[key]()]
+
+situation('tank', _draw_tank, _ask_tank, _expect_tank, dict(
+    newton=_tank_newton, davinci=_tank_davinci, human_intuition=_tank_human_intuition, quantum=_tank_quantum,
+    philosophical=_tank_philosophical, neural_network=_tank_neural_network, bias_mitigation=_tank_bias_mitigation,
+    psychological=_tank_psychological, mathematical=_tank_mathematical))
+
+# %% ../../nbs/11ad_data.situations.ipynb #loa-draw
+LOADS = 'barrel', 'bundle', 'chest', 'crate', 'drum', 'log', 'sack', 'statue', 'stove', 'trunk'
+CARRIERS = 'boat', 'cable car', 'cart', 'ferry', 'lift', 'raft', 'sledge', 'van'
+
+def _draw_load(rng):
+    m, k, trips, c = rng.randint(12, 80), rng.randint(2, 9), rng.randint(2, 7), rng.randint(50, 99)
+    n = k * (trips - 1) + rng.randint(1, k)
+    cap = c + k * m + rng.randint(1, m - 1)
+    return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), what=rng.choice(LOADS), on=rng.choice(CARRIERS), n=n, m=m, c=c,
+                cap=cap)
+
+def _ask_load(d):
+    who, where, what, on, n, m, c, cap = d.values()
+    return [f'{who} brings {n} {what}s of {m} kg each to the {where}. The {on} may carry {cap} kg, and its driver weighs {c} '
+            f'kg. How many trips?',
+            f'How often must a {on} go to the {where} for {n} {what}s, {m} kg each? It bears {cap} kg, of which {c} kg are its '
+            f'driver {who}.',
+            f'A {on} is safe up to {cap} kg. {who}, who drives it, weighs {c} kg. {n} {what}s of {m} kg have to get to the '
+            f'{where}. Plan the trips.',
+            f'The {where} waits for {n} {what}s, each of {m} kg. {who} has a {on} for {cap} kg, and the driver takes {c} kg of '
+            f'that. '
+            f'What is the least number of trips?']
+
+def _load(d):
+    # room for the load in kg, how many fit at once, trips
+    free = d['cap'] - d['c']
+    k = free // d['m']
+    return free, k, -(-d['n'] // k)
+
+# %% ../../nbs/11ad_data.situations.ipynb #loa-nature
+def _load_newton(d):
+    (free, k, trips), what, on, n, m, c, cap = _load(d), *(d[i] for i in ('what', 'on', 'n', 'm', 'c', 'cap'))
+    return Look((
+        [f'{n} masses of {m} kg; the {on} bears {cap} kg with {c} kg of driver; g = 9.81 m/s^2.',
+         f'quantities: m = {m} kg, {n} times, and {cap} kg - {c} kg for the load; g = 9.81 m/s^2.'],
+        [f'the weight F = m * g acts downward; in balance the {on} pushes back no harder than it can bear.',
+         'law: F = m * g, and the forces that act downward may not exceed what the floor gives back.'],
+        f'{free} * 9.81 {eq(free * 9.81, "N")} are free; one {what} acts with {m} * 9.81 {eq(m * 9.81, "N")}, so {k} fit.',
+        [f'with {k} {what}s at once the forces stay in balance: {trips} trips.',
+         f'{trips} trips, for {k} {what}s are the most that the force allows.']),
+        f'{trips} trips', k, f'{what}s', f'the {what}s whose weight the {on} can bear')
+
+def _load_davinci(d):
+    (free, k, trips), what, on, n, m, c, cap = _load(d), *(d[i] for i in ('what', 'on', 'n', 'm', 'c', 'cap'))
+    rest = n - k * (trips - 1)
+    return Look((
+        [f'one long shape, the deck of the {on}, and {n} equal small ones.',
+         f'look at the {on} as a strip and at the {n} {what}s as equal pieces.'],
+        [f'draw to scale a strip of {free} and pieces of {m}, and lay them in rows.',
+         f'sketch the room as a line {free} long and each {what} as {m} of it.'],
+        f'the proportion {free} : {m} gives rows of {k}; {n} pieces make {times(trips - 1, "full row")} and one row of {rest}.',
+        [f'each row of the drawing is a trip: {trips} trips, the last with {times(rest, what)}.',
+         f'{trips} trips, one for each drawn row; the last row has {times(rest, what)}.']),
+        f'{trips} trips', k, f'{what}s', 'the pieces in a full row')
+
+def _load_human_intuition(d):
+    (free, k, trips), what, on, n, m, c, cap = _load(d), *(d[i] for i in ('what', 'on', 'n', 'm', 'c', 'cap'))
+    r, room = max(10, 10 * round(m / 10)), max(50, 50 * round(free / 50))
+    guess = -(-n * r // room)
+    return Look((
+        [f'the gut says a handful of trips for {n} {what}s.',
+         f'first feeling: {n} {what}s are {"a lot" if n > 15 else "not so many"}.'],
+        [f'call each {what} {r} kg and the room roughly {room} kg: about {n} * {r} = {n * r} kg, so {times(guess, "trip")}.',
+         f'easy numbers: about {n} * {r} = {n * r} kg in all and roughly {room} kg at once, so {times(guess, "trip")}.'],
+        f'exactly {cap} - {c} = {free} kg take {k}, as {k} * {m} = {k * m} kg; the guess was {guess}.',
+        [f'{trips} trips; the rough guess is {"right" if guess == trips else "off by " + str(abs(guess - trips))}.',
+         f'keep {trips} trips, the guess being {"right" if guess == trips else "off by " + str(abs(guess - trips))}.']),
+        f'{trips} trips', guess, 'trips', 'the rough guess')
+
+# %% ../../nbs/11ad_data.situations.ipynb #loa-thought
+def _load_quantum(d):
+    (free, k, trips), what, on, n, m, c, cap = _load(d), *(d[i] for i in ('what', 'on', 'n', 'm', 'c', 'cap'))
+    qubits = (trips - 1).bit_length()
+    return Look((
+        [f'each trip is a basis state for a {what}: which one it takes is open.',
+         f'a {what} is in a superposition of the trips it may take.'],
+        ['n qubits hold 2^n basis states; equal amplitudes are sqrt(1 / states).',
+         'to tell 2^n states apart takes n qubits; the amplitudes squared add up to 1.'],
+        f'{cap} - {c} = {free} kg take {k}, so {trips} states, {times(qubits, "qubit")}, amplitude sqrt(1/{trips}); '
+        f'expectation {n} / {trips} {eq(n / trips)}.',
+        [f'{trips} trips, with {num(n / trips)} {what}s expected on each.',
+         f'measured, the load shows {trips} trips and a mean of {num(n / trips)} {what}s.']),
+        f'{trips} trips', val(n / trips), f'{what}s', f'the expected {what}s on a trip')
+
+def _load_philosophical(d):
+    (free, k, trips), what, on, n, m, c, cap = _load(d), *(d[i] for i in ('what', 'on', 'n', 'm', 'c', 'cap'))
+    return Look((
+        [f'premise: the {on} can carry each {what} of {m} kg. Conclusion: it can carry all {n}.',
+         f'the argument: each {what} of {m} kg is light enough for the {on}, so all {n} are.'],
+        ['the fallacy of composition: what is true of each part need not be true of the whole; the form is invalid.',
+         'from each to all together: this form is called composition and is not valid.'],
+        f'counterexample: {n} * {m} = {n * m} kg, more than {cap} - {c} = {free} kg.',
+        [f'it does not follow; what does follow from {k} at once is {trips} trips.',
+         f'{trips} trips follow from the sound premise that {k} fit at once.']),
+        f'{trips} trips', k, f'{what}s', f'the {what}s for which the premise is true together')
+
+def _load_neural_network(d):
+    (free, k, trips), what, on, n, m, c, cap = _load(d), *(d[i] for i in ('what', 'on', 'n', 'm', 'c', 'cap'))
+    return Look((
+        [f'one input, x = number of {what}s on the {on}.', f'the input x counts {what}s on board.'],
+        [f'weight -{m}, bias {cap} - {c} = {free}; step activation, on while the sum is not negative.',
+         f'a neuron with weight -{m} and bias {cap} - {c} = {free}, whose step turns off below zero.'],
+        f'weighted sums: for x = {k}, {free} - {k} * {m} = {free - k * m}; for x = {k + 1}, {free} - {k + 1} * {m} = '
+        f'{free - (k + 1) * m}.',
+        [f'the output is on up to {k}, so {n} {what}s need {trips} trips.',
+         f'the neuron goes off after {k} {what}s: {trips} trips.']),
+        f'{trips} trips', k, f'{what}s', 'the largest input that keeps the neuron on')
+
+# %% ../../nbs/11ad_data.situations.ipynb #loa-people
+def _load_bias_mitigation(d):
+    (free, k, trips), what, on, n, m, c, cap = _load(d), *(d[i] for i in ('what', 'on', 'n', 'm', 'c', 'cap'))
+    return Look((
+        [f'anchoring on {cap} kg, one thinks of {cap} / {m} {eq(cap / m)} {what}s at once.',
+         f'the number {cap} is the anchor: {cap} / {m} {eq(cap / m)} {what}s seem to fit.'],
+        ['the same yardstick for every kilogram, the driver included.',
+         'a fair measure counts every kilogram alike, that of the driver too.'],
+        f'the driver takes {num(100 * c / cap)} of every hundred kg; corrected ({cap} - {c}) / {m} {eq(free / m)}, so {k}.',
+        [f'corrected plan: {k} at a time, {trips} trips.', f'{trips} trips; the corrected figure is {k} {what}s at once.']),
+        f'{trips} trips', k, f'{what}s', 'the corrected number at once')
+
+def _load_psychological(d):
+    (free, k, trips), what, on, n, m, c, cap = _load(d), *(d[i] for i in ('what', 'on', 'n', 'm', 'c', 'cap'))
+    less = -(-n // (trips - 1))
+    over = less * m - free
+    return Look((
+        [f'the last trip feels like a waste; the mind wants to be done a trip earlier.',
+         'effort now is noticed, danger later is not; one more on board is tempting.'],
+        ['people discount what may happen later, though a loss is felt twice as much as a gain.',
+         'habit pulls toward less effort; the fear of loss, felt double, pulls back.'],
+        f'a trip less means {less} at once: {less} * {m} + {c} = {less * m + c} kg, {over} kg too much, felt like 2 * {over} = '
+        f'{2 * over}.',
+        [f'stay with {trips} trips and make a habit of stopping at {k}.',
+         f'{trips} trips: decide on {k} at once beforehand, not when tired.']),
+        f'{trips} trips', over, 'kg', 'the overload that a trip less would bring')
+
+def _load_mathematical(d):
+    (free, k, trips), what, on, n, m, c, cap = _load(d), *(d[i] for i in ('what', 'on', 'n', 'm', 'c', 'cap'))
+    return Look((
+        [f'let x be the number of {what}s on one trip, an integer.', f'let the integer x stand for the {what}s carried at once.'],
+        f'the inequality {m} * x + {c} <= {cap}.',
+        f'solve for x: x <= ({cap} - {c}) / {m} {eq(free / m)}, therefore x = {k} at most.',
+        [f'{k} * {trips - 1} = {k * (trips - 1)} < {n} <= {k} * {trips} = {k * trips}, which proves {trips} trips.',
+         f'{trips} trips; proof: {k} * {trips - 1} = {k * (trips - 1)} < {n} <= {k} * {trips} = {k * trips}.']),
+        f'{trips} trips', k, f'{what}s', 'the integer bound on x')
+
+# %% ../../nbs/11ad_data.situations.ipynb #loa-reg
+def _expect_load(key, d):
+    n, m, c, cap = (d[i] for i in ('n', 'm', 'c', 'cap'))
+    trips, on, most, last = 1, c, 0, 0
+    for _ in range(n):
+        if on + m > cap: trips, on, last = trips + 1, c, 0
+        on, last = on + m, last + 1
+        most = max(most, last)
+    free, k = cap - c, most
+    r, room = max(10, 10 * round(m / 10)), max(50, 50 * round(free / 50))
+    guess = next(i for i in range(1, 999) if i * room >= n * r)
+    less = next(i for i in range(1, 999) if i * (trips - 1) >= n)
+    over = c + less * m - cap
+    return [f'{trips} trips', *{
+        'newton': lambda: [f'{free} * 9.81 {eq(free * 9.81, "N")}', f'{m} * 9.81 {eq(m * 9.81, "N")}', f'{k} fit',
+                           'g = 9.81 m/s^2'],
+        'davinci': lambda: [f'{free} : {m}', f'rows of {k}', f'one row of {last}', times(trips - 1, 'full row'),
+                            times(last, d['what'])],
+        'human_intuition': lambda: [f'{n} * {r} = {n * r} kg', f'{room} kg', times(guess, 'trip'), f'{cap} - {c} = {free} kg',
+                                    f'{k} * {m} = {k * m} kg',
+                                    'right' if guess == trips else f'off by {abs(trips - guess)}'],
+        'quantum': lambda: ['2^n', f'{cap} - {c} = {free} kg', str(k), times(math.ceil(math.log2(trips)), 'qubit'),
+                            f'sqrt(1/{trips})', f'{n} / {trips} {eq(n / trips)}'],
+        'philosophical': lambda: [f'{n} * {m} = {sum([m] * n)} kg', f'{cap} - {c} = {free} kg', str(k)],
+        'neural_network': lambda: [f'{cap} - {c} = {free}', f'{free} - {k} * {m} = {free - k * m}',
+                                   f'{free} - {k + 1} * {m} = -{(k + 1) * m - free}'],
+        'bias_mitigation': lambda: [f'{cap} / {m} {eq(cap / m)}', f'{num(c / cap * 100)} of every hundred',
+                                    f'({cap} - {c}) / {m} {eq(free / m)}', str(k)],
+        'psychological': lambda: [f'{less} * {m} + {c} = {cap + over} kg', f'{over} kg', f'2 * {over} = {over + over}', str(k)],
+        'mathematical': lambda: [f'{m} * x + {c} <= {cap}', f'({cap} - {c}) / {m} {eq(free / m)}', f'x = {k}',
+                                 f'{k} * {trips - 1} = {k * trips - k} < {n} <= {k} * {trips} = {k * trips}'],
+    }[key]()]
+
+situation('load', _draw_load, _ask_load, _expect_load, dict(
+    newton=_load_newton, davinci=_load_davinci, human_intuition=_load_human_intuition, quantum=_load_quantum,
+    philosophical=_load_philosophical, neural_network=_load_neural_network, bias_mitigation=_load_bias_mitigation,
+    psychological=_load_psychological, mathematical=_load_mathematical))
+
+# %% ../../nbs/11ad_data.situations.ipynb #sav-draw
+WISHES = ('bicycle', 'boat', 'camera', 'cello', 'drum', 'guitar', 'kite', 'lamp', 'microscope', 'radio', 'rug', 'saddle', 'tent',
+          'violin')
+
+def _draw_savings(rng):
+    while True:
+        h, w, k, t = rng.randint(5, 99), rng.randint(4, 49), rng.randint(1, 6), 10 * rng.randint(1, 4)
+        kept = t - k * t // 10
+        g = h + w * kept + rng.randint(-3 * w, 3 * w)
+        if h + w < g <= h + w * t and g != h + w * kept: break
+    return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), thing=rng.choice(WISHES), g=g, h=h, w=w, k=k, t=t)
+
+def _ask_savings(d):
+    who, where, thing, g, h, w, k, t = d.values()
+    return [f'{who} has {h} coins and lays by {w} a week for a {thing} of {g} coins, but misses {k} weeks of 10. Is there '
+            f'enough after {t} weeks?',
+            f'A {thing} at the {where} costs {g} coins. {who} starts with {h}, puts away {w} a week and fails to in {k} of 10 '
+            f'weeks. '
+            f'Will {t} weeks do?',
+            f'In {t} weeks {who} wants to pay {g} coins for a {thing}. {h} are there, {w} come in a good week, and {k} of 10 '
+            f'weeks bring nothing. '
+            f'Will it be enough?',
+            f'{w} coins a week, except for {k} weeks in 10, and {h} to begin with: can {who} buy the {thing} for {g} coins at '
+            f'the {where} '
+            f'in {t} weeks?']
+
+def _savings(d):
+    # weeks in which something is laid by, the sum at the end, and whether that is enough
+    kept = d['t'] - d['k'] * d['t'] // 10
+    total = d['h'] + d['w'] * kept
+    return kept, total, 'enough' if total > d['g'] else 'too little'
+
+# %% ../../nbs/11ad_data.situations.ipynb #sav-nature
+def _savings_newton(d):
+    (kept, total, does), g, h, w, k, t = _savings(d), *(d[i] for i in 'ghwkt')
+    rate = w * (10 - k) / 10
+    return Look((
+        [f'start {h} coins, {w} coins per week, {k} of 10 weeks without; time {t} weeks.',
+         f'quantities: {h} coins, a flow of {w} coins per week with {k} gaps in 10, {t} weeks.'],
+        ['law: amount = start + rate * time, where the rate is the mean flow per week.',
+         'a balance: what is there at the end = what was there + rate * time.'],
+        f'rate {w} * {10 - k} / 10 {eq(rate, "coins per week")}; {h} + {num(rate)} * {t} = {total} coins.',
+        [f'{does}: the flow brings it to {total} coins, the price is {g}.', f'{total} coins against {g}, so it is {does}.']),
+        does, total, 'coins', f'the amount after {t} weeks')
+
+def _savings_davinci(d):
+    (kept, total, does), g, h, w, k, t = _savings(d), *(d[i] for i in 'ghwkt')
+    return Look((
+        [f'a base of {h} and steps of {w}, but {k} of 10 steps are flat.',
+         f'look at it as a stair: base {h}, steps {w} high, {k} in 10 left out.'],
+        [f'draw the stair to scale beside a line {g} high.', f'sketch a stair, and a level line at the height of {g}.'],
+        f'{kept} of {t} steps rise, as {10 - k} is to 10: height {h} + {kept} * {w} = {total}.',
+        [f'the top of the stair at {total} is {"above" if total > g else "below"} the line of {g}: {does}.',
+         f'{does}; the proportion of stair to line is {total} : {g}.']),
+        does, total, 'coins', 'the height of the stair')
+
+def _savings_human_intuition(d):
+    (kept, total, does), g, h, w, k, t = _savings(d), *(d[i] for i in 'ghwkt')
+    start, r, weeks = 10 * round(h / 10), max(5, 5 * round(w / 5)), max(5, 5 * round(kept / 5))
+    guess = start + r * weeks
+    return Look((
+        [f'the gut says {"yes" if k < 4 else "no"}: {k} of 10 weeks is {"not many" if k < 4 else "a lot"}.',
+         f'the first feeling about {k} missed weeks in 10 is {"calm" if k < 4 else "doubt"}.'],
+        [f'call it {start} coins and about {r} in roughly {weeks} weeks: {start} + {r} * {weeks} = {guess}.',
+         f'easy numbers: roughly {weeks} weeks of about {r}, and {start} to begin with: {start} + {r} * {weeks} = {guess}.'],
+        f'exactly {h} + {w} * {kept} = {total}, against {g}.',
+        [f'{does}; the rough {guess} coins are off by {abs(total - guess)}.',
+         f'the guess of about {guess} coins is off by {abs(total - guess)}; the answer is {does}.']),
+        does, guess, 'coins', 'the rough guess')
+
+# %% ../../nbs/11ad_data.situations.ipynb #sav-thought
+def _savings_quantum(d):
+    (kept, total, does), g, h, w, k, t = _savings(d), *(d[i] for i in 'ghwkt')
+    return Look((
+        [f'before it comes, a week is in a superposition of |saved> and |missed>.',
+         'two basis states for a week, |saved> and |missed>; one qubit each.'],
+        [f'amplitudes sqrt({10 - k}/10) and sqrt({k}/10); squared they are the probabilities.',
+         f'|missed> has amplitude sqrt({k}/10), |saved> sqrt({10 - k}/10), and a probability is the amplitude squared.'],
+        f'expectation {t} * {10 - k}/10 = {kept} weeks, so {h} + {w} * {kept} = {total} coins.',
+        [f'the expectation of {total} coins is {does} for {g}; a single run may differ.',
+         f'{does} on average: {total} coins are expected, and what is measured may vary.']),
+        does, total, 'coins', 'the expected amount')
+
+def _savings_philosophical(d):
+    (kept, total, does), g, h, w, k, t = _savings(d), *(d[i] for i in 'ghwkt')
+    return Look((
+        [f'premises: if {d["who"]} misses no week, there is enough; {d["who"]} misses no week. Conclusion: there is enough.',
+         f'the claim "there is enough" rests on two premises: if no week is missed, it is enough; and no week is missed.'],
+        ['modus ponens, hence valid; whether it is sound depends on the second premise.',
+         'a valid form, modus ponens; to be sound it needs true premises.'],
+        f'the first premise is true: {h} + {w} * {t} = {h + w * t}; the second is false, and {h} + {w} * {kept} = {total}.',
+        [f'valid and not sound; of {g} coins there are {total}, {does}.',
+         f'{does}: the conclusion is {"true all the same" if total > g else "false"}, with {total} coins for {g}.']),
+        does, total, 'coins', 'the amount when the false premise is dropped')
+
+def _savings_neural_network(d):
+    (kept, total, does), g, h, w, k, t = _savings(d), *(d[i] for i in 'ghwkt')
+    z = total - g
+    return Look((
+        [f'the input x counts good weeks: {t} * {10 - k} / 10 = {kept}.',
+         f'one input: {t} * {10 - k} / 10 = {kept} weeks that bring coins.'],
+        [f'weight {w}, bias {h} - {g} = {h - g}; ReLU as activation keeps only a surplus.',
+         f'a neuron with weight {w} and bias {h} - {g} = {h - g}, then ReLU.'],
+        f'weighted sum {w} * {kept} + {h} - {g} = {z}; ReLU({z}) = {max(z, 0)}.',
+        [f'output {max(z, 0)}, so it is {does}, by {abs(z)} coins.',
+         f'{does}: the sum is {abs(z)} coins {"above" if z > 0 else "below"} zero, the output {max(z, 0)}.']),
+        does, abs(z), 'coins', 'how far the weighted sum is from zero')
+
+# %% ../../nbs/11ad_data.situations.ipynb #sav-people
+def _savings_bias_mitigation(d):
+    (kept, total, does), g, h, w, k, t = _savings(d), *(d[i] for i in 'ghwkt')
+    return Look((
+        [f'the planning fallacy: {h} + {w} * {t} = {h + w * t} coins, as if no week were ever missed.',
+         f'a plan without failures, {h} + {w} * {t} = {h + w * t} coins, is the planning fallacy.'],
+        [f'the same yardstick for plan and past: {10 * k} missed weeks in a hundred.',
+         f'measure the plan by the past rate, {10 * k} of a hundred weeks missed.'],
+        f'corrected: {kept} weeks of {t}, {h} + {w} * {kept} = {total} coins.',
+        [f'{does}: the corrected figure is {total}, the price {g}.', f'a fair forecast is {total} coins for {g}, {does}.']),
+        does, total, 'coins', 'the corrected amount')
+
+def _savings_psychological(d):
+    (kept, total, does), g, h, w, k, t = _savings(d), *(d[i] for i in 'ghwkt')
+    lost = w * (t - kept)
+    return Look((
+        [f'the {d["thing"]} is far off, and what tempts this week is near.',
+         'attention goes to what can be had now; the habit of saving has to win every week.'],
+        ['a loss is felt twice as much as a gain, and a missed week feels like a loss.',
+         'people feel a coin they failed to keep twice as much as one they keep.'],
+        f'missed {t - kept} * {w} = {lost} coins, felt like 2 * {lost} = {2 * lost}; kept {h} + {w} * {kept} = {total}.',
+        [f'{does}, {total} of {g} coins, and {2 * lost} felt coins of regret; a fixed day each week makes it a habit.',
+         f'{does}; against {2 * lost} felt coins of regret, put the money away before it can be spent.']),
+        does, 2 * lost, 'felt coins', 'the regret for the missed weeks')
+
+def _savings_mathematical(d):
+    (kept, total, does), g, h, w, k, t = _savings(d), *(d[i] for i in 'ghwkt')
+    x, sign = (g - h) / w, '>' if total > g else '<'
+    return Look((
+        ['let x be the number of weeks in which something is laid by.', 'let x stand for the good weeks that are needed.'],
+        f'the condition is {h} + {w} * x >= {g}.',
+        f'solve for x: x >= ({g} - {h}) / {w} {eq(x)}; there are {t} * {10 - k} / 10 = {kept}.',
+        [f'{kept} {sign} {num(x)}, therefore {does}; substitute: {h} + {w} * {kept} = {total}.',
+         f'{does}, since {kept} {sign} {num(x)}; substitute back: {h} + {w} * {kept} = {total}.']),
+        does, val(x), 'weeks', 'the good weeks that are needed')
+
+# %% ../../nbs/11ad_data.situations.ipynb #sav-reg
+def _expect_savings(key, d):
+    g, h, w, k, t = (d[i] for i in 'ghwkt')
+    weeks = [0 if i % 10 < k else w for i in range(t)]
+    total, ideal, kept, lost = h + sum(weeks), h + sum([w] * t), sum(map(bool, weeks)), weeks.count(0) * w
+    start, r, n = 10 * round(h / 10), max(5, 5 * round(w / 5)), max(5, 5 * round(kept / 5))
+    rate, x, z, sum_ = sum(weeks[:10]) / 10, (g - h) / w, total - g, f'{h} + {w} * {kept} = {total}'
+    return ['enough' if total >= g else 'too little', *{
+        'newton': lambda: [f'{w} * {10 - k} / 10 {eq(rate)}', f'{h} + {num(rate)} * {t} = {total} coins'],
+        'davinci': lambda: [f'{h} + {kept} * {w} = {total}', f'{kept} of {t} steps', f'{10 - k} is to 10'],
+        'human_intuition': lambda: [f'{start} + {r} * {n} = {start + r * n}', sum_, f'off by {abs(start + r * n - total)}'],
+        'quantum': lambda: [f'sqrt({10 - k}/10)', f'sqrt({k}/10)', f'{t} * {10 - k}/10 = {kept} weeks', sum_],
+        'philosophical': lambda: ['valid', f'{h} + {w} * {t} = {ideal}', sum_],
+        'neural_network': lambda: [f'{t} * {10 - k} / 10 = {kept}', f'{h} - {g} = {h - g}', f'{w} * {kept} + {h} - {g} = {z}',
+                                   f'ReLU({z}) = {max(0, z)}', f'{abs(z)} coins'],
+        'bias_mitigation': lambda: [f'{h} + {w} * {t} = {ideal}', str(10 * k), f'{kept} weeks', sum_],
+        'psychological': lambda: [f'{t - kept} * {w} = {lost} coins', f'2 * {lost} = {lost + lost}', f'{lost + lost} felt coins',
+                                  sum_],
+        'mathematical': lambda: [f'({g} - {h}) / {w} {eq(x)}', f'{t} * {10 - k} / 10 = {kept}',
+                                 f'{kept} {">" if total >= g else "<"} {num(x)}', sum_],
+    }[key]()]
+
+situation('savings', _draw_savings, _ask_savings, _expect_savings, dict(
+    newton=_savings_newton, davinci=_savings_davinci, human_intuition=_savings_human_intuition, quantum=_savings_quantum,
+    philosophical=_savings_philosophical, neural_network=_savings_neural_network, bias_mitigation=_savings_bias_mitigation,
+    psychological=_savings_psychological, mathematical=_savings_mathematical))
+
+# %% ../../nbs/11ad_data.situations.ipynb #pur-draw
+WARES = 'bag', 'broom', 'brush', 'coat', 'hat', 'kettle', 'knife', 'ladder', 'pan', 'rope', 'rug', 'saw', 'spade', 'umbrella'
+MAKES = ('plain', 'fine'), ('thin', 'thick'), ('light', 'heavy'), ('simple', 'solid'), ('pale', 'dark'), ('brown', 'black')
+
+def _draw_purchase(rng):
+    while True:
+        a_, r, p = rng.randint(3, 18), rng.randint(2, 6), rng.randint(4, 40)
+        q = rng.randint(p + 2, round(1.5 * r * p))
+        same = num(p / a_) == num(q / (r * a_)) or num(q / p) == str(r)
+        if not same and q != r * p and 2 * (q - p) != (r - 1) * p and (r + 1) * p != 2 * q: break
+    return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), thing=rng.choice(WARES), make=list(rng.choice(MAKES)), p=p, a=a_,
+                q=q, b=r * a_)
+
+def _ask_purchase(d):
+    who, where, thing, (x, y), p, a_, q, b = d.values()
+    return [f'A {x} {thing} costs {p} coins and lasts {a_} months, a {y} one costs {q} and lasts {b}. Which should {who} buy?',
+            f'At the {where}, {who} can have the {x} {thing} for {p} coins, worn out after {a_} months, or the {y} one for {q} '
+            f'coins, '
+            f'good for {b} months. Which is the better buy?',
+            f'{who} needs {a(thing)}. {x.capitalize()}: {p} coins, {a_} months. {y.capitalize()}: {q} coins, {b} months. What '
+            f'should it be?',
+            f'The {y} {thing} of the {where} holds for {b} months and costs {q} coins; the {x} one, for {p} coins, for {a_} '
+            f'months. '
+            f'What is {who} to choose?']
+
+def _purchase(d):
+    # how many cheap ones the dear one outlasts, what they cost, both names, and the better buy in the long run
+    r, (cheap, dear) = d['b'] // d['a'], (f'the {make} {d["thing"]}' for make in d['make'])
+    return r, r * d['p'], cheap, dear, cheap if r * d['p'] < d['q'] else dear
+
+# %% ../../nbs/11ad_data.situations.ipynb #pur-nature
+def _purchase_newton(d):
+    (r, all_, cheap, dear, best), p, a_, q, b = _purchase(d), *(d[i] for i in 'paqb')
+    return Look((
+        [f'{p} coins per {a_} months against {q} coins per {b} months.',
+         f'quantities: {p} coins in {a_} months, {q} coins in {b} months.'],
+        ['wear is a rate; the law is rate = cost / time.', 'cause and effect: use wears a thing down at a rate, cost / time.'],
+        f'{p} / {a_} {eq(p / a_)} coins per month, and {q} / {b} {eq(q / b)}.',
+        [f'the smaller rate, {num(min(p / a_, q / b))} coins per month, belongs to {best}.',
+         f'{best}, at a rate of {num(min(p / a_, q / b))} coins per month.']),
+        best, val(min(p / a_, q / b)), 'coins per month', f'the rate of cost of {best}')
+
+def _purchase_davinci(d):
+    (r, all_, cheap, dear, best), p, a_, q, b = _purchase(d), *(d[i] for i in 'paqb')
+    return Look((
+        [f'two lines of time, {a_} and {b} long, and two prices, {p} and {q} high.',
+         f'look at two bars: one {a_} long and {p} high, the other {b} long and {q} high.'],
+        [f'draw to scale how often the line of {a_} fits into that of {b}.',
+         f'sketch the short line of {a_} along the long one of {b}, again and again.'],
+        f'lengths are in the proportion {b} / {a_} = {r}, prices in the proportion {q} / {p} {eq(q / p)}.',
+        [f'the {"length" if best == dear else "price"} grows more, by {r if best == dear else num(q / p)}; the hand takes '
+         f'{best}.',
+         f'as drawn, {best}: {r} in length against {num(q / p)} in height.' if best == dear else
+         f'as drawn, {best}: {num(q / p)} in height against {r} in length.']),
+        best, r if best == dear else val(q / p), 'times', 'the larger of the two proportions')
+
+def _purchase_human_intuition(d):
+    (r, all_, cheap, dear, best), p, a_, q, b = _purchase(d), *(d[i] for i in 'paqb')
+    g = max(5, 5 * round(p / 5))
+    return Look((
+        [f'the gut {"shies at" if q > 3 * p else "hardly minds"} {q} coins beside {p}.',
+         f'first feeling: {cheap} is the easy choice.'],
+        [f'call {p} roughly {g}: about {r} of them come to {r} * {g} = {r * g} coins.',
+         f'rule of thumb: about {r} for one, roughly {r} * {g} = {r * g} coins.'],
+        f'exactly {r} * {p} = {all_} coins, against {q} for {dear}.',
+        [f'{best}; the rough {r * g} is off by {abs(all_ - r * g)}.',
+         f'the guess of about {r * g} coins is off by {abs(all_ - r * g)}; keep {best}.']),
+        best, r * g, 'coins', f'the rough guess for {b} months of {cheap}')
+
+# %% ../../nbs/11ad_data.situations.ipynb #pur-thought
+def _purchase_quantum(d):
+    (r, all_, cheap, dear, best), p, a_, q, b = _purchase(d), *(d[i] for i in 'paqb')
+    mean = (p + all_) / 2
+    pick = cheap if mean < q else dear
+    return Look((
+        [f'how long it is needed is open: |short> for {a_} months, |long> for {b}.',
+         f'two basis states of the need, |short> ({a_} months) and |long> ({b}).'],
+        ['nothing being known, both amplitudes are sqrt(1/2), each with probability 1/2.',
+         'equal amplitudes sqrt(1/2) and, squared, probability 1/2 for each state.'],
+        f'expectation for {cheap}: ({p} + {r} * {p}) / 2 {eq(mean, "coins")}; {dear} costs {q} in either state.',
+        [f'{pick}, by an expectation of {num(mean)} to {q}, until the need is measured.',
+         f'as long as the state is open, {pick}: {num(mean)} expected coins to {q}.']),
+        pick, val(mean), 'coins', f'the expected cost of {cheap}')
+
+def _purchase_philosophical(d):
+    (r, all_, cheap, dear, best), p, a_, q, b = _purchase(d), *(d[i] for i in 'paqb')
+    return Look((
+        [f'premises: if the price is lower, one saves; the price of {cheap} is lower. Conclusion: with {cheap} one saves.',
+         f'the argument: what has the lower price saves coins; {cheap} has it; so it saves coins.'],
+        ['modus ponens, a valid form; is the first premise true?', 'valid by modus ponens, and sound if the premises are true.'],
+        f'over {b} months {r} * {p} = {all_} coins against {q}: {"a" if best == dear else "no"} counterexample.',
+        [f'by the sums it follows: {best}; the argument is {"valid and not sound" if best == dear else "not refuted"}.',
+         f'{best}; the premise "lower price, more saved" is {"refuted" if best == dear else "not refuted by this case"}.']),
+        best, all_, 'coins', f'the price of {b} months of {cheap}, which tests the premise')
+
+def _purchase_neural_network(d):
+    (r, all_, cheap, dear, best), p, a_, q, b = _purchase(d), *(d[i] for i in 'paqb')
+    z = all_ - q
+    return Look((
+        [f'the input x = {b} / {a_} = {r}, lives of the {d["make"][0]} one.', f'one input: {b} / {a_} = {r} lives.'],
+        [f'weight {p}, bias -{q}, step activation; on means {dear}.',
+         f'a neuron with weight {p} and bias -{q}, whose step fires for {dear}.'],
+        f'weighted sum {p} * {r} - {q} = {z}.',
+        [f'the activation is {"on" if z > 0 else "off"}: output {best}, by {abs(z)} coins.',
+         f'output {best}; the signal is {abs(z)} coins {"above" if z > 0 else "below"} zero.']),
+        best, abs(z), 'coins', 'the size of the weighted sum')
+
+# %% ../../nbs/11ad_data.situations.ipynb #pur-people
+def _purchase_bias_mitigation(d):
+    (r, all_, cheap, dear, best), p, a_, q, b = _purchase(d), *(d[i] for i in 'paqb')
+    x, y = 100 * p / a_, 100 * q / b
+    return Look((
+        [f'anchoring: {p} is read first, and {q} looks dear beside it.', f'the tag of {p} coins is an anchor for judging {q}.'],
+        ['the same yardstick for both: coins per hundred months.', 'measure both alike, by a hundred months of use.'],
+        f'corrected: 100 * {p} / {a_} {eq(x)} and 100 * {q} / {b} {eq(y)} coins.',
+        [f'{best}: {num(min(x, y))} per hundred months is the fair figure to compare.',
+         f'a fair comparison favours {best}, {num(min(x, y))} per hundred months.']),
+        best, val(min(x, y)), 'coins per hundred months', f'the corrected price of {best}')
+
+def _purchase_psychological(d):
+    (r, all_, cheap, dear, best), p, a_, q, b = _purchase(d), *(d[i] for i in 'paqb')
+    pain, later = 2 * (q - p), all_ - p
+    lean = cheap if pain > later else dear
+    return Look((
+        [f'paying hurts now; wear hurts later and is not noticed yet.', f'attention goes to the {q} coins on the counter.'],
+        ['what one must give today is felt as a loss, twice as much as a later cost.',
+         'a loss now is felt double; a later one is discounted.'],
+        f'felt now 2 * ({q} - {p}) = {pain}, later {r - 1} * {p} = {later} coins.',
+        [f'people will lean to {lean}, {pain} felt coins to {later}; the sums say {best}.',
+         f'{lean} feels better, {pain} felt coins against {later}, and what costs less is {best}.']),
+        lean, pain, 'felt coins', 'the pain of paying more now')
+
+def _purchase_mathematical(d):
+    (r, all_, cheap, dear, best), p, a_, q, b = _purchase(d), *(d[i] for i in 'paqb')
+    sign = '<' if best == dear else '>'
+    return Look((
+        [f'let x be the number of {d["make"][0]} ones that cost as much as {dear}.',
+         f'let x stand for how many times {cheap} could be bought for the other price.'],
+        f'the equation {p} * x = {q}.',
+        f'solve for x: x = {q} / {p} {eq(q / p)}; needed are {b} / {a_} = {r}.',
+        [f'{num(q / p)} {sign} {r}, therefore {best}; substitute back: {p} * {r} = {all_}.',
+         f'{best}, because the inequality {num(q / p)} {sign} {r} holds, with {p} * {r} = {all_}.']),
+        best, val(q / p), 'times', f'how often {cheap} could be bought for the price of the other')
+
+# %% ../../nbs/11ad_data.situations.ipynb #pur-reg
+def _expect_purchase(key, d):
+    p, a_, q, b = (d[i] for i in 'paqb')
+    spent = sum(p for month in range(b) if month % a_ == 0)
+    r, later = spent // p, spent - p
+    cheap, dear = (f'the {make} {d["thing"]}' for make in d['make'])
+    best, price = (dear, q) if q < spent else (cheap, spent)
+    g = max(5, 5 * round(p / 5))
+    return {
+        'newton': lambda: [best, f'{p} / {a_} {eq(p / a_)}', f'{q} / {b} {eq(q / b)}', f'{num(price / b)} coins per month'],
+        'davinci': lambda: [best, f'{b} / {a_} = {r}', f'{q} / {p} {eq(q / p)}'],
+        'human_intuition': lambda: [best, f'{r} * {g} = {r * g} coins', f'{r} * {p} = {spent} coins',
+                                    f'off by {abs(spent - r * g)}'],
+        'quantum': lambda: [dear if 2 * q < p + spent else cheap, 'sqrt(1/2)',
+                            f'({p} + {r} * {p}) / 2 {eq(p + later / 2, "coins")}'],
+        'philosophical': lambda: [best, f'{r} * {p} = {spent} coins', 'modus ponens',
+                                  'no counterexample' if q > spent else 'a counterexample'],
+        'neural_network': lambda: [best, f'{b} / {a_} = {r}', f'bias -{q}', f'{p} * {r} - {q} = {spent - q}',
+                                   f'{abs(spent - q)} coins'],
+        'bias_mitigation': lambda: [best, f'100 * {p} / {a_} {eq(spent / b * 100)}', f'100 * {q} / {b} {eq(q / b * 100)}',
+                                    f'{num(price / b * 100)} per hundred'],
+        'psychological': lambda: [cheap if 2 * (q - p) > later else dear, f'2 * ({q} - {p}) = {q - p + q - p}',
+                                  f'{r - 1} * {p} = {later}', f'{2 * q - 2 * p} felt coins'],
+        'mathematical': lambda: [best, f'{p} * x = {q}', f'x = {q} / {p} {eq(q / p)}', f'{b} / {a_} = {r}',
+                                 f'{num(q / p)} {"<" if q < spent else ">"} {r}', f'{p} * {r} = {spent}'],
+    }[key]()
+
+situation('purchase', _draw_purchase, _ask_purchase, _expect_purchase, dict(
+    newton=_purchase_newton, davinci=_purchase_davinci, human_intuition=_purchase_human_intuition, quantum=_purchase_quantum,
+    philosophical=_purchase_philosophical, neural_network=_purchase_neural_network, bias_mitigation=_purchase_bias_mitigation,
+    psychological=_purchase_psychological, mathematical=_purchase_mathematical), held_out=True)
