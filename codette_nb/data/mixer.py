@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['Generated', 'Documents', 'shares', 'portions', 'Mixing', 'factor', 'Split', 'held_out_records', 'divide',
-           'draw_order', 'with_workers', 'in_forms', 'Mixer', 'CodetteTrainingDataset']
+           'draw_order', 'body', 'MixReport', 'plot_report', 'report_on', 'with_workers', 'in_forms', 'Mixer',
+           'CodetteTrainingDataset']
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-imports
-import math, random
+import math, random, re
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from itertools import islice
-from ..core import CodetteError, human_bytes, one_of, progress_bar
-from .cleaning import Cleaner, Cleaning, HeldOut
-from .corpora import split_documents
+from ..core import CodetteError, human_bytes, one_of, progress_bar, text_table
+from .cleaning import REASONS, Cleaner, Cleaning, HeldOut, language
+from .corpora import shared_ngrams, split_documents
+from .ngrams import commonest_runs, memory_bits
 from .records import FORMS, Record, fingerprint, forms, render
 from .sources import ABOUT, FAMILIES, SOURCES, check_about, families
-from . import consciousness, perspectives, reasoning, tools # registers their families
+from . import chances, consciousness, formal, people, perspectives, reasoning, situations, tools # registers their families
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-gen
 class Generated:
@@ -244,6 +246,109 @@ def draw_order(
         yield k, taken[k]
         taken[k] += 1
 
+# %% ../../nbs/13_data.mixer.ipynb #mix-rep-rows
+def body(
+    record: Record, # any
+) -> str:
+    "What a record says, without the declared headers: the list of tools, and the line that names a perspective."
+    if record.text is not None: return record.text
+    return '\n'.join(re.sub(r'^<\w+>[^\n]*\n', '', m.get('content') or '') for m in record.messages)
+
+def _source_row(name, records, total, tokenizer):
+    texts = [render(r) for r in records]
+    sizes = sorted(len(t.encode('utf-8', 'surrogatepass')) for t in texts)
+    prints = {fingerprint(t) for t in texts}
+    some = texts[::max(1, len(texts)//200)]
+    spoken = Counter(map(language, some)).most_common(3)
+    row = dict(source=name, records=len(texts), bytes=sum(sizes), share=sum(sizes)/total, distinct=len(prints)/len(texts),
+               readings=1. if records[0].family else len(texts)/len(prints),
+               median=sizes[len(sizes)//2], longest=sizes[-1], languages={k: n/len(some) for k, n in spoken})
+    if tokenizer is not None:
+        ids = tokenizer.document(records[::max(1, len(records)//1000)])
+        read = sum(len(t.encode('utf-8', 'surrogatepass')) for t in texts[::max(1, len(records)//1000)])
+        row |= dict(tokens=round(sum(map(len, ids))*len(texts)/len(ids)), bytes_per_token=read/sum(len(d) - 2 for d in ids))
+    return row
+
+# %% ../../nbs/13_data.mixer.ipynb #mix-rep-cls
+@dataclass
+class MixReport:
+    "What a mix holds."
+    sources: list     # a dict for each source of the training part: records, bytes, share, distinct, readings, lengths, languages, tokens
+    categories: list  # a dict for each source and category: records
+    sets: list        # a dict for each held-out set: records, bytes, share of its runs of 13 words that are in training
+    runs: list        # (share of the records, run of eight words), commonest first, headers apart
+    memory: dict      # held-out set to bits a byte of a 5-gram model fitted on the training part
+    dropped: list     # a dict for each source and reason
+    lengths: dict = field(repr=False)  # source to lengths in bytes, at most a thousand
+
+    def to_dict(self) -> dict:
+        "The figures, for JSON."
+        return {k: v for k, v in vars(self).items() if k != 'lengths'}
+
+    def tables(self) -> list:
+        "(heading, header, rows) of each table, as they are shown."
+        own = any('tokens' in r for r in self.sources)
+        head = ['source', 'records', 'text', 'share', 'readings', 'distinct', 'median', 'longest', 'language'] + ['tokens', 'bytes a token']*own
+        row = lambda r: [r['source'], f"{r['records']:,}", human_bytes(r['bytes']), f"{r['share']:.1%}", f"{r['readings']:.3g}", f"{r['distinct']:.1%}",
+                         human_bytes(r['median']), human_bytes(r['longest']), ', '.join(f'{k} {v:.0%}' for k, v in r['languages'].items())] + (
+                         [f"{r['tokens']:,}", f"{r['bytes_per_token']:.2f}"] if own else [])
+        held = [[r['set'], f"{r['records']:,}", human_bytes(r['bytes']), f"{r['overlap']:.1%}", f"{self.memory[r['set']]:.2f}"] for r in self.sets]
+        return [('Training', head, [row(r) for r in self.sources]),
+                ('Held out', ['set', 'records', 'text', 'met in training', 'bits a byte from memory'], held),
+                ('Dropped', ['source', 'as', 'records', 'share', 'example'],
+                 [[r['source'], REASONS[r['reason']], f"{r['records']:,}", f"{r['share']:.1%}", r['example']] for r in self.dropped]),
+                ('Commonest runs', ['share of records', 'eight words'], [[f'{s:.2%}', t] for s, t in self.runs[:3]])]
+
+    def __str__(self): return '\n\n'.join(f'{title}\n{text_table([head, *rows])}' for title, head, rows in self.tables() if rows)
+
+    def _repr_html_(self):
+        line = lambda tag, row: f"<tr>{''.join(f'<{tag}>{escape(str(c))}</{tag}>' for c in row)}</tr>"
+        return ''.join(f"<b>{title}</b><table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"
+                       for title, head, rows in self.tables() if rows)
+
+# %% ../../nbs/13_data.mixer.ipynb #mix-rep-plot
+def plot_report(
+    self: MixReport,
+    axes=None, # three `Axes`; None makes a figure
+):
+    "Text by source and category, lengths of records, and what memory alone makes of the held-out sets; returns the axes."
+    if axes is None:
+        import matplotlib.pyplot as plt
+        axes = plt.subplots(1, 3, figsize=(11, 2.8), layout='constrained')[1]
+    a, b, c = axes
+    names = [r['source'] for r in self.sources]
+    a.barh(names, [r['bytes']/1e6 for r in self.sources], color='C0')
+    for i, r in enumerate(self.sources):
+        n = sum(k['source'] == r['source'] for k in self.categories)
+        a.text(r['bytes']/1e6, i, f" {n} {'category' if n == 1 else 'categories'}", va='center', fontsize=7)
+    a.set(xlabel='megabytes of training text', xlim=(0, 1.45*max(r['bytes'] for r in self.sources)/1e6)); a.invert_yaxis()
+    for name, sizes in self.lengths.items(): b.hist(sizes, bins=[2**(k/2) for k in range(8, 41)], histtype='step', label=name)
+    b.set(xscale='log', xlabel='bytes of a record', ylabel='records'); b.legend(fontsize=6, frameon=False)
+    c.barh(list(self.memory), list(self.memory.values()), color='C1'); c.invert_yaxis()
+    c.set(xlabel='bits a byte, from memory alone')
+    return axes
+
+MixReport.plot = plot_report
+
+# %% ../../nbs/13_data.mixer.ipynb #mix-rep-make
+def report_on(
+    split: Split,      # that is to be described
+    dropped=(),        # rows of an `Account`
+    tokenizer=None,    # fitted; None leaves tokens out
+    quiet=True,        # False shows a progress bar
+) -> MixReport:
+    "Count what a split holds."
+    by_source, sizes = {}, {}
+    for r in split.train: by_source.setdefault(r.source, []).append(r)
+    nbytes = lambda records: sum(len(render(r).encode('utf-8', 'surrogatepass')) for r in records)
+    total = nbytes(split.train)
+    rows = [_source_row(k, by_source[k], total, tokenizer) for k in progress_bar(by_source, desc='counting', quiet=quiet)]
+    categories = [dict(source=s, category=c, records=n) for (s, c), n in sorted(Counter((r.source, r.category) for r in split.train).items())]
+    for k, records in by_source.items(): sizes[k] = [len(render(r).encode('utf-8', 'surrogatepass')) for r in records[::max(1, len(records)//1000)]]
+    sets = [dict(set=k, records=len(v), bytes=nbytes(v), overlap=shared_ngrams(split.train, v)) for k, v in split.held_out.items()]
+    memory = memory_bits([render(r) for r in split.train], {k: [render(r) for r in v] for k, v in split.held_out.items()})
+    return MixReport(rows, categories, sets, commonest_runs(map(body, split.train)), memory, list(dropped), sizes)
+
 # %% ../../nbs/13_data.mixer.ipynb #mix-workers
 _made = {}  # in a worker: the generated sources
 
@@ -293,7 +398,7 @@ class Mixer:
         for k in [*self.mixing.weights, *self.mixing.curriculum]: one_of(k, [*SOURCES, *self.corpora], 'source')
         self.names = [k for k in [*(SOURCES if self.mixing.samples else ()), *self.corpora] if self.mixing.weights.get(k, 1) > 0]
         if not self.names: raise CodetteError("there is nothing to mix: ask for samples, give a corpus, or give a source a weight above 0")
-        self.cleaner = Cleaner(self.mixing.cleaning)
+        self.cleaner, self._split = Cleaner(self.mixing.cleaning), None
 
     @cached_property
     def _parts(self):
@@ -355,12 +460,21 @@ class Mixer:
         quiet=True, # False shows a progress bar
         workers=0,  # see `stream`
     ) -> Split:
-        "The mix as a list, cleaned, with the held-out sets beside it."
+        "The mix as a list, cleaned, with the held-out sets beside it; made once."
+        if self._split: return self._split
         m, total = self.mixing, sum(self.counts().values())
         # documents were cleaned before they were divided; a second reading of one is no copy
         records = [r for r in progress_bar(self.stream(workers=workers), total=total, desc='mixing', quiet=quiet) if not r.family or self.cleaner.keep(r)]
         if not records: raise CodetteError(f"nothing is left to train on: {self.cleaner.account}")
-        return Split(list(in_forms(records, m.forms)), dict(self.held_out), ordered=bool(m.curriculum)).check()
+        self._split = Split(list(in_forms(records, m.forms)), dict(self.held_out), ordered=bool(m.curriculum)).check()
+        return self._split
+
+    def report(self,
+        tokenizer=None, # fitted; None leaves lengths in tokens out
+        quiet=True,     # False shows a progress bar
+    ) -> MixReport:
+        "What the mix holds; makes the split if that has not been done."
+        return report_on(self._split or self.split(quiet), self.cleaner.account.rows(), tokenizer, quiet)
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-ds
 class CodetteTrainingDataset:
