@@ -21,7 +21,7 @@ from functools import lru_cache
 from ..core import human_bytes
 from .records import Record
 from .sources import check_about, family
-from .tools import PEOPLE, listed
+from .calls import PEOPLE, listed
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-count
 def count(
