@@ -24,7 +24,8 @@ def many(x: float, noun: str) -> str:
 
 def first(x: str) -> list[str]:
     "Wordings of a first thought; `x` is an order, such as 'call it 50'."
-    return [f'go by gut feeling and {x}.', f'for a quick guess, {x}.', f'easy in the head: {x}.', f'a rough guess will do, so {x}.',
+    return [f'go by gut feeling and {x}.', f'for a quick guess, {x}.', f'easy in the head: {x}.',
+        f'a rough guess will do, so {x}.',
             f'without a pencil, {x}.', f'{x}; the gut likes round numbers.']
 
 def thumb(x: str, guess: str) -> list[str]:
@@ -33,7 +34,7 @@ def thumb(x: str, guess: str) -> list[str]:
 
 def exactly(x: str) -> list[str]:
     "Wordings of the exact sum."
-    return [f'exactly, {x}.', f'the exact value is {x}.', f'with the exact numbers, {x}.', f'worked out, {x}.']
+    return [f'the exact sum: {x}.', f'the exact value is {x}.', f'with the exact numbers, {x}.', f'worked out, {x}.']
 
 # %% ../../nbs/11ab_data.people.ipynb #hum-off
 def off(guess: float, exact: float, noun: str) -> list[str]:
@@ -42,9 +43,9 @@ def off(guess: float, exact: float, noun: str) -> list[str]:
     if guess == exact: return ['the guess is exactly right; trust it.', 'not off at all: the rule of thumb is exactly right.']
     if p <= 10: return [
         f'the guess is {d} too {way}, about {num(p)} % off: good enough to trust.',
-        f'{d} too {way}, roughly {num(p)} %; good enough for a rule of thumb.',
+        f'{d} too {way}, roughly {num(p)} %: a good enough rule of thumb.',
         f'about {num(p)} % off, {d} too {way}: the gut feeling is good enough.',
-        f'off by {num(p)} %, {d} too {way}, and within a tenth a guess is good enough.']
+        f'off by {num(p)} %, {d} too {way}; within a tenth is good enough.']
     return [f'the guess is {d} too {way}, about {num(p)} % off: too rough, keep the exact value.',
             f'{d} too {way}, roughly {num(p)} %; too rough even for a rule of thumb.',
             f'about {num(p)} % off, {d} too {way}: the gut feeling is too rough here.',
@@ -58,7 +59,8 @@ def off_pieces(guess: float, exact: float, noun: str) -> list[str]:
             'too rough' if p > 10 else 'good enough']
 
 # %% ../../nbs/11ab_data.people.ipynb #hum-double
-GROWS = ('bee colony', 'coin collection', 'debt', 'fish pond', 'flock', 'herd', 'nursery', 'orchard', 'rent', 'salary', 'savings book',
+GROWS = ('bee colony', 'coin collection', 'debt', 'fish pond', 'flock', 'herd', 'nursery', 'orchard', 'rent', 'salary',
+    'savings book',
          'stamp collection', 'vineyard')
 
 def check_doubling(r, about):
@@ -77,7 +79,8 @@ def doubling(rng, about):
         f'The {what} of {who} near the {where} grows by {p} % a year. When has it doubled? Use the rule of 72 and then be exact.',
         f'By the rule of 72, how long does the {what} of {who} take to double at {p} % a year? Compare with the exact time. '
         f'It is kept at the {where}.',
-        f'{who} from the {where} hears that a {what} gains {p} % each year. Guess the doubling time by the rule of 72; how good is the guess?'],
+        f'{who} from the {where} hears that {a(what)} gains {p} % each year. Guess the doubling time by the rule of 72; how good '
+        'is the guess?'],
         first(f'divide 72 by the {p} %'), thumb(f'72 / {p} {eq(72 / p)}', f'{g} years'),
         exactly(f'ln(2) / ln({num(1 + p / 100)}) {eq(t, "years")}'), off(g, val(t), 'year'), p=p)
 
@@ -86,26 +89,29 @@ def check_walk(r, about):
     d, v = r.meta['d'], r.meta['v']
     c = min((4, 5, 6), key=lambda c: (abs(c - v), -c))
     n, m, t = math.floor(d + .5), 60 // c, val(d / v * 60)
-    says(r, f'{n} km', f'{c} km/h', f'{n} * {m} = {n * m}', f'{n * m} minutes', f'60 * {num(d)} / {num(v)} {eq(d / v * 60, "minutes")}',
+    says(r, f'{n} km', f'{c} km/h', f'{n} * {m} = {n * m}', f'{n * m} minutes',
+        f'60 * {num(d)} / {num(v)} {eq(d / v * 60, "minutes")}',
          *off_pieces(n * m, t, 'minute'))
 
 @family('perspectives', 'human_intuition', check_walk)
 def walk(rng, about):
     "Minutes on foot, by whole kilometres and an easy pace."
     who, (x, y) = rng.choice(NAMES), rng.sample(PLACES, 2)
-    d, v = (10 * rng.randint(low, 6 + low) + rng.choice((-4, -3, -2, -1, 1, 2, 3, 4)) for low in (2, 4))
-    d, v = d / 10, min(v, 64) / 10
+    d, v = (rng.randint(low, high) + rng.choice((.6, .7, .8, .9, 1.1, 1.2, 1.3, 1.4)) for low, high in ((1, 7), (3, 5)))
+    d, v = round(d, 1), round(v, 1)
     n, c, t = easy(d, 1), easy(v, 1), 60 * d / v
     g = n * 60 // c
     return view(rng, 'human_intuition', [
         f'{who} walks {num(d)} km from the {x} to the {y} at {num(v)} km/h. About how many minutes is that, and how many exactly?',
         f'The {y} is {num(d)} km from the {x}. At {num(v)} km/h, when will {who} be there? Guess the minutes, then work them out.',
-        f'Guess how long {who} needs from the {x} to the {y} on foot: {num(d)} km, {num(v)} km/h. How many minutes is the guess off?'],
+        f'Guess how long {who} needs from the {x} to the {y} on foot: {num(d)} km, {num(v)} km/h. How many minutes is the guess '
+        'off?'],
         first(f'call it {n} km at {c} km/h'), thumb(f'{60 // c} minutes for a km, {n} * {60 // c} = {g}', f'{g} minutes'),
         exactly(f'60 * {num(d)} / {num(v)} {eq(t, "minutes")}'), off(g, val(t), 'minute'), d=d, v=v)
 
 # %% ../../nbs/11ab_data.people.ipynb #hum-tip
-TIPS = {5: 'half a tenth of {}', 10: 'a tenth of {}', 15: 'a tenth of {} and half as much again', 20: 'a fifth of {}'}  # by percent
+TIPS = {5: 'half a tenth of {}', 10: 'a tenth of {}', 15: 'a tenth of {} and half as much again',
+    20: 'a fifth of {}'}  # by percent
 DINERS = 'cafe', 'canteen', 'diner', 'inn', 'ice cream stand', 'pizza stall', 'restaurant', 'soup kitchen', 'tavern', 'tea house'
 
 def check_tip(r, about):
@@ -124,14 +130,17 @@ def tip(rng, about):
     tip, t = b * p / 100, bill * (100 + p) / 100
     g = val(b + tip)
     return view(rng, 'human_intuition', [
-        f'In the {diner} by the {where}, {who} gets a bill of {bill} euros and adds a tip of {p} %. What is the total, at a guess and exactly?',
-        f'{who} ate for {bill} euros in a {diner} near the {where}. What does it cost with {p} % tip? Guess first.',
+        f'In the {diner} by the {where}, {who} gets a bill of {bill} euros and adds a tip of {p} %. What is the total, at a '
+        'guess and exactly?',
+        f'{who} ate for {bill} euros in {a(diner)} near the {where}. What does it cost with {p} % tip? Guess first.',
         f'A meal in the {diner} at the {where} costs {bill} euros, and {who} tips {p} %. Guess the total; how good is the guess?'],
-        first(f'call it {b} euros'), thumb(f'{TIPS[p].format(b)} is {num(tip)}, and {b} + {num(tip)} {eq(b + tip)}', f'{num(g)} euros'),
+        first(f'call it {b} euros'), thumb(f'{TIPS[p].format(b)} is {num(tip)}, and {b} + {num(tip)} {eq(b + tip)}',
+        f'{num(g)} euros'),
         exactly(f'{bill} * {num(1 + p / 100)} {eq(t, "euros")}'), off(g, val(t), 'euro'), bill=bill, p=p)
 
 # %% ../../nbs/11ab_data.people.ipynb #hum-crowd
-HALLS = 'arena', 'chapel', 'cinema', 'circus tent', 'concert hall', 'lecture hall', 'opera house', 'stadium', 'theatre', 'town hall'
+HALLS = ('arena', 'chapel', 'cinema', 'circus tent', 'concert hall', 'lecture hall', 'opera house', 'stadium', 'theatre',
+         'town hall')
 GUESTS = 'dancer', 'fan', 'guest', 'listener', 'member', 'pupil', 'student', 'tourist', 'visitor', 'voter'
 
 def check_crowd(r, about):
@@ -148,9 +157,12 @@ def crowd(rng, about):
     n, s, e = 10 * rng.randint(1, 6) + rng.randint(1, 9), 10 * rng.randint(1, 4) + rng.randint(1, 9), rng.randint(3, 30)
     x, y, t = easy(n), easy(s), n * s - e
     return view(rng, 'human_intuition', [
-        f'The {hall} beside the {where} has {n} rows of {s} seats, and {e} are empty. How many {noun}s does {who} see? Guess, then count.',
-        f'{who} looks at {noun}s in a {hall} near the {where}: {n} rows with {s} seats each, {e} of them empty. How many are there?',
-        f'Every {noun} has a seat in the {hall} by the {where}: {n} rows of {s}, with {e} seats left over. Help {who} to guess the crowd.'],
+        f'The {hall} beside the {where} has {n} rows of {s} seats, and {e} are empty. How many {noun}s does {who} see? Guess, '
+        'then count.',
+        f'{who} looks at {noun}s in {a(hall)} near the {where}: {n} rows with {s} seats each, {e} of them empty. How many are '
+        'there?',
+        f'Every {noun} has a seat in the {hall} by the {where}: {n} rows of {s}, with {e} seats left over. Help {who} to guess '
+        'the crowd.'],
         first(f'call it {x} rows of {y} and forget the handful of empty seats'), thumb(f'{x} * {y} = {x * y}', many(x * y, noun)),
         exactly(f'{n} * {s} - {e} = {t}'), off(x * y, t, noun), n=n, s=s, e=e, noun=noun)
 
@@ -180,9 +192,12 @@ def convert(rng, about):
     n = 10 * rng.randint(1, 8) + rng.randint(1, 14)
     x, g, tos = easy(n), easy(n) * k, PLURAL.get(to, to + 's')
     return view(rng, 'human_intuition', [
-        f'In the {where}, {who} reads {many(n, unit)} on {sign}. With 1 {unit} = {f} {to}, how many {tos} is that, roughly and exactly?',
-        f'{sign.capitalize()} at the {where} says {many(n, unit)}, and {who} thinks in {tos} (1 {unit} = {f} {to}). What is a good guess?',
-        f'Turn {many(n, unit)} into {tos} for {who}, who found {sign} in the {where}. Take 1 {unit} = {f} {to}; guess, then compare.'],
+        f'In the {where}, {who} reads {many(n, unit)} on {sign}. With 1 {unit} = {f} {to}, how many {tos} is that, roughly and '
+        'exactly?',
+        f'{sign.capitalize()} at the {where} says {many(n, unit)}, and {who} thinks in {tos} (1 {unit} = {f} {to}). What is a '
+        'good guess?',
+        f'Turn {many(n, unit)} into {tos} for {who}, who found {sign} in the {where}. Take 1 {unit} = {f} {to}; guess, then '
+        'compare.'],
         first(f'call it {many(x, unit)}'), thumb(f'{rule}: {x} * {num(k)} = {num(g)}', many(g, to)),
         exactly(f'{n} * {num(f)} {eq(n * f)} {tos}'), off(val(g), val(n * f), to), n=n, f=f, unit=unit)
 
@@ -208,12 +223,14 @@ def store(rng, about):
     x, y, box = easy(w, 100), easy(d, 100), easy(s)
     i, j, u, v = easy(x / box, 1), easy(y / box, 1), w // s, d // s
     return view(rng, 'human_intuition', [
-        f'The floor of the {room} at the {where} is {w} by {d} cm, and each {noun} of {who} takes {s} by {s} cm. How many fit side by side?',
-        f'{who} stores {noun}s, {s} cm wide and {s} cm deep, on the floor of a {room} near the {where}. It has {w} by {d} cm. Guess, then count.',
+        f'The floor of the {room} at the {where} is {w} by {d} cm, and each {noun} of {who} takes {s} by {s} cm. How many fit '
+        'side by side?',
+        f'{who} stores {noun}s, {s} cm wide and {s} cm deep, on the floor of {a(room)} near the {where}. It has {w} by {d} cm. '
+        'Guess, then count.',
         f'How many {noun}s of {s} by {s} cm can {who} put down in the {room} of the {where}, {w} by {d} cm, without stacking?'],
         first(f'call the floor {x} by {y} cm and one {noun} {box} cm'),
         thumb(f'about {i} along one wall and {j} along the other, {i} * {j} = {i * j}', many(i * j, noun)),
-        exactly(f'only whole {noun}s count, {u} * {v} = {u * v}'), off(i * j, u * v, noun), w=w, d=d, s=s, noun=noun)
+        exactly(f'in whole {noun}s {u} * {v} = {u * v}'), off(i * j, u * v, noun), w=w, d=d, s=s, noun=noun)
 
 # %% ../../nbs/11ab_data.people.ipynb #hum-eye
 STUFF = 'barley', 'butter', 'clay', 'dough', 'flour', 'honey', 'rice', 'salt', 'sand', 'seed', 'sugar', 'wax'
@@ -230,13 +247,14 @@ def check_by_eye(r, about):
 @family('perspectives', 'human_intuition', check_by_eye, held_out=True)
 def by_eye(rng, about):
     "Equal parts by repeated halving."
-    who, stuff, bowl, where, n = rng.choice(NAMES), rng.choice(STUFF), rng.choice(BOWLS), rng.choice(PLACES), rng.choice(list(HALVINGS))
+    who, stuff, bowl, where, n = (rng.choice(x) for x in (NAMES, STUFF, BOWLS, PLACES, list(HALVINGS)))
     w = 100 * rng.randint(2, 9) + 10 * rng.randint(1, 9)
     h = [easy(w, 100)]
     for _ in range({4: 2, 8: 3, 16: 4}[n]): h.append(val(h[-1] / 2))
     return view(rng, 'human_intuition', [
         f'In the {where}, {who} splits {w} grams of {stuff} by eye into {n} {bowl}s. What goes into each, by halving and exactly?',
-        f'{w} grams of {stuff} shall fill {n} {bowl}s at the {where} evenly. {who} has no scale and halves by eye. How good is that?',
+        f'{w} grams of {stuff} shall fill {n} {bowl}s at the {where} evenly. {who} has no scale and halves by eye. How good is '
+        'that?',
         f'{who} shares {stuff}, {w} grams, among {n} equal {bowl}s for the {where}. Guess one share by halving a round number.'],
         first(f'call it {h[0]} grams'),
         thumb(f'halve it {HALVINGS[n]}: {", ".join(num(x) for x in h[1:])}', f'{num(h[-1])} grams a {bowl}'),
@@ -268,8 +286,8 @@ def yearly(rng, about):
 # %% ../../nbs/11ab_data.people.ipynb #psy-help
 def drawn(x: str) -> list[str]:
     "Wordings of where the mind goes first; `x` is 'to dwell on …'."
-    return [f'the mind tends {x}.', f'there is a pull {x}.', f'attention is a habit, and it feels natural {x}.',
-            f'the first feeling is an urge {x}.', f'a mind in a hurry feels the need {x}.']
+    return [f'the mind tends {x}.', f'there is a pull {x}.', f'out of habit it feels natural {x}.',
+            f'the first feeling is an urge {x}.', f'a hurried mind feels a need {x}.']
 
 def rule(x: str) -> list[str]:
     "Wordings of the rule that the question states; `x` is a sentence without its stop."
@@ -278,15 +296,17 @@ def rule(x: str) -> list[str]:
 def both(felt: str, real: str) -> list[str]:
     "Wordings of the felt beside the real value."
     return [f'felt: {felt}; real: {real}.', f'it feels like {felt}; the real value is {real}.', f'real: {real}, but felt: {felt}.',
-            f'weigh the feeling, {felt}, against the real value, {real}.']
+            f'the feeling of {felt} stands against the real value of {real}.']
 
 def decide(feel: str, real: str) -> list[str]:
     "Wordings of a decision; both are what the feeling and the real value say, such as 'stop' or 'take the boat'."
     if feel == real: return [
-        f'feeling and real value agree: {real}.', f'the mind can rest, since both say {real}.', f'{real}; here the feeling is right.',
-        f'the pull is to {feel}, and by the real value a calm mind would {real} too.']
+        f'feeling and real value agree: {real}.', f'the mind can rest, since both say {real}.',
+        f'{real}; here the feeling is right.',
+        f'the pull is to {feel}, and a calm mind would {real} too.']
     return [f'the feeling says {feel}, the real value says {real}; notice the pull and follow the real value.',
-            f'though the urge is to {feel}, the advice is to {real}.', f'name the feeling ({feel}), then decide by the real value: {real}.',
+            f'though the urge is to {feel}, the advice is to {real}.',
+            f'name the feeling ({feel}), then decide by the real value: {real}.',
             f'the pull is to {feel}; a calm mind would {real}.']
 
 def decides(record, feel: str, real: str):
@@ -312,16 +332,20 @@ def loss_aversion(rng, about):
     if g == k * l: g += 1
     felt, real = g - k * l, g - l
     return view(rng, 'psychological', [
-        f'At the {where}, {who} may toss a coin: heads wins {g} {noun}s, tails loses {l}. Count a loss {num(k)} times. Play or pass?',
-        f'{who} is offered a coin toss near the {where}, {g} {noun}s up or {l} {noun}s down. Suppose a lost {noun} counts {num(k)} '
+        f'At the {where}, {who} may toss a coin: heads wins {g} {noun}s, tails loses {l}. Count a loss {num(k)} times. Play or '
+        'pass?',
+        f'{who} is offered a coin toss near the {where}, {g} {noun}s up or {l} {noun}s down. Suppose a lost {noun} counts '
+        f'{num(k)} '
         'times as much. What does it feel like, and what is it worth?',
-        f'Heads brings {who} {g} {noun}s, tails takes {l}, and losses weigh {num(k)} times as much as gains. Should the game at the {where} be played?'],
+        f'Heads brings {who} {g} {noun}s, tails takes {l}, and losses weigh {num(k)} times as much as gains. Should the game at '
+        f'the {where} be played?'],
         drawn(f'to dwell on the {many(l, noun)} that may go'), rule(f'each lost {noun} weighs {num(k)} times as much'),
         both(f'({g} - {num(k)} * {l}) / 2 {eq(felt / 2)} a toss', f'({g} - {l}) / 2 {eq(real / 2)}'),
         decide('play' if felt > 0 else 'pass', 'play' if real > 0 else 'pass'), g=g, l=l, k=k, noun=noun)
 
 # %% ../../nbs/11ab_data.people.ipynb #psy-wait
-PASTIMES = 'a book', 'a drawing', 'a film', 'a game', 'a map', 'a puzzle', 'a radio play', 'a song', 'a talk', 'music', 'news', 'tea'
+PASTIMES = ('a book', 'a drawing', 'a film', 'a game', 'a map', 'a puzzle', 'a radio play', 'a song', 'a talk', 'music',
+            'news', 'tea')
 
 def check_waiting(r, about):
     (f, e), (h, i), k = *r.meta['minutes'], r.meta['k']
@@ -344,17 +368,22 @@ def waiting(rng, about):
     return view(rng, 'psychological', [
         f'At the {x}, {who} waits {f} minutes with {what} and {e} empty ones, at the {y} {h} with {what} and {i} empty. '
         f'Let an empty minute feel like {num(k)}. Which queue?',
-        f'Waiting at the {x}: {f} minutes filled with {what}, {e} empty. At the {y}: {h} filled, {i} empty. An empty minute counts {num(k)} '
+        f'Waiting at the {x}: {f} minutes filled with {what}, {e} empty. At the {y}: {h} filled, {i} empty. An empty minute '
+        f'counts {num(k)} '
         f'times. Which wait should {who} take?',
-        f'{who} can queue at the {x} ({f} minutes with {what}, {e} with nothing) or at the {y} ({h} and {i}). If an empty minute is felt as '
+        f'{who} can queue at the {x} ({f} minutes with {what}, {e} with nothing) or at the {y} ({h} and {i}). If an empty '
+        'minute is felt as '
         f'{num(k)}, where is the wait shorter?'],
-        drawn(f'to watch the empty minutes instead of {what}'), rule(f'an empty minute feels like {num(k)} minutes'),
+        drawn(rng.choice((f'to watch the empty minutes, not {what}', f'to count only the minutes without {what}'))),
+        rule(f'an empty minute feels like {num(k)} minutes'),
         both(f'{x} {f} + {num(k)} * {e} {eq(f + k * e)}, {y} {h} + {num(k)} * {i} {eq(h + k * i)}',
              f'{x} {f} + {e} = {f + e}, {y} {h} + {i} = {h + i} minutes'),
-        decide(f'take the {x if felt < 0 else y}', f'take the {x if real < 0 else y}'), minutes=[[f, e], [h, i]], k=k, where=[x, y])
+        decide(f'take the {x if felt < 0 else y}', f'take the {x if real < 0 else y}'), minutes=[[f, e], [h, i]], k=k, where=[x,
+        y])
 
 # %% ../../nbs/11ab_data.people.ipynb #psy-habit
-LINKS = ('air the room', 'drink water', 'feed the cat', 'make the bed', 'make tea', 'plan the day', 'read a page', 'run', 'stretch',
+LINKS = ('air the room', 'drink water', 'feed the cat', 'make the bed', 'make tea', 'plan the day', 'read a page', 'run',
+    'stretch',
          'sweep', 'walk', 'water the plants', 'write a line')
 
 def check_habit(r, about):
@@ -373,13 +402,17 @@ def habit(rng, about):
     chain, less = val((p / 10)**n), val((p / 10)**(n - 1))
     x = f'{num(less)} * {days} {eq(less * days, "days")}'
     return view(rng, 'psychological', [
-        f'{who} wants a habit of {n} steps before work at the {where}: {", ".join(links)}. Each is done on {p} of 10 days on which the chain '
+        f'{who} wants a habit of {n} steps before work at the {where}: {", ".join(links)}. Each is done on {p} of 10 days on '
+        'which the chain '
         f'has held so far. How many of {days} days see all of it?',
-        f'The habit that {who} plans for the {where} is a chain: {", ".join(links)}. Each of the {n} links holds on {p} of 10 days. '
+        f'The habit that {who} plans for the {where} is a chain: {", ".join(links)}. Each of the {n} links holds on {p} of 10 '
+        'days. '
         f'What do {days} days look like?',
-        f'{", ".join(links).capitalize()}: a chain of {n} habits, each done on {p} days of 10 if the one before was. How often in {days} days '
+        f'{", ".join(links).capitalize()}: a chain of {n} habits, each done on {p} days of 10 if the one before was. How often '
+        f'in {days} days '
         f'does {who} get to the end and off to the {where}?'],
-        drawn(f'to look at one step, and to {rng.choice(links)} is little effort'), rule(f'only one link is seen, done on {p} of 10 days'),
+        drawn(f'to look at one step, and to {rng.choice(links)} is little effort'), rule(f'only one link is seen, done on {p} '
+            'of 10 days'),
         both(f'{num(p / 10)} * {days} {eq(p * days / 10, "days")}', f'{num(p / 10)}^{n} {eq((p / 10)**n)}, {num(chain)} * {days} '
              f'{eq(chain * days, "days")}'),
         [f'the feeling is too hopeful; with one step less it is {num(p / 10)}^{n - 1} {eq((p / 10)**(n - 1))}, {x}.',
@@ -388,13 +421,16 @@ def habit(rng, about):
         n=n, p=p, days=days, links=links)
 
 # %% ../../nbs/11ab_data.people.ipynb #psy-effort
-CHORES = ('clearing the attic', 'cleaning the stove', 'digging the garden', 'learning a song', 'mending the fence', 'painting the door',
-          'repairing the bike', 'sorting the letters', 'stacking wood', 'sweeping the yard', 'washing the curtains', 'writing the report')
+CHORES = ('clearing the attic', 'cleaning the stove', 'digging the garden', 'learning a song', 'mending the fence',
+    'painting the door',
+          'repairing the bike', 'sorting the letters', 'stacking wood', 'sweeping the yard', 'washing the curtains',
+          'writing the report')
 
 def check_effort(r, about):
     e, g, w = (r.meta[i] for i in ('e', 'g', 'w'))
     now = Fraction(g) * Fraction(w).limit_denominator(100)
-    says(r, f'{num(w)} * {g} {eq(now)}', f'{num(val(now))} - {e} {eq(val(now) - e)}', f'{g} - {e} = {g - e}', f'less than {num(val(now))}')
+    says(r, f'{num(w)} * {g} {eq(now)}', f'{num(val(now))} - {e} {eq(val(now) - e)}', f'{g} - {e} = {g - e}',
+        f'less than {num(val(now))}')
     decides(r, *('do it' if x > e else 'leave it' for x in (now, g)))
 
 @family('perspectives', 'psychological', check_effort)
@@ -405,24 +441,29 @@ def effort(rng, about):
     if e == val(w * g): e += 1 + (e + 1 == g)
     now = val(w * g)
     return view(rng, 'psychological', [
-        f'For {who} at the {where}, {chore} costs {e} points of effort today and gains {g} points next week. Let a later gain be felt at {num(w)} '
+        f'For {who} at the {where}, {chore} costs {e} points of effort today and gains {g} points next week. Let a later gain '
+        f'be felt at {num(w)} '
         'of its size. Do it or leave it?',
-        f'{chore.capitalize()} would take {who} {e} points of effort and bring the {where} {g} points later. A later point feels like {num(w)} of one. '
+        f'{chore.capitalize()} would take {who} {e} points of effort and bring the {where} {g} points later. A later point '
+        f'feels like {num(w)} of one. '
         'What does the mind say?',
         f'{who} puts off {chore} for the {where}: effort {e} now, gain {g} in a month, and what comes later weighs only {num(w)}. '
         'Is the delay wise?'],
         drawn(f'to dwell on the effort of {chore}'), rule(f'the later gain weighs {num(w)} * {g} {eq(w * g)}'),
         both(f'{num(now)} - {e} {eq(now - e)}', f'{g} - {e} = {g - e}'),
-        [f'{x} An effort of less than {num(now)} would feel worth it.' for x in decide(*('do it' if x > e else 'leave it' for x in (now, g)))],
+        [f'{x} An effort of less than {num(now)} would feel worth it.' for x in decide(*('do it' if x > e else 'leave '
+            'it' for x in (now, g)))],
         e=e, g=g, w=w)
 
 # %% ../../nbs/11ab_data.people.ipynb #psy-sunk
-PROJECTS = 'boat', 'cabin', 'cart', 'clock', 'course', 'film', 'garden', 'kite', 'mural', 'organ', 'play', 'song book', 'well', 'windmill'
+PROJECTS = ('boat', 'cabin', 'cart', 'clock', 'course', 'film', 'garden', 'kite', 'mural', 'organ', 'play', 'song book',
+            'well', 'windmill')
 
 def check_sunk_cost(r, about):
     p, c, g = (r.meta[i] for i in ('p', 'c', 'g'))
     ahead = g - c
-    says(r, f'{g} - {c} = {ahead}', f'going on {num(ahead)} and stopping -{p}', f'going on {num(ahead)} and stopping 0', f'{p} coins')
+    says(r, f'{g} - {c} = {ahead}', f'going on {num(ahead)} and stopping -{p}', f'going on {num(ahead)} and stopping 0',
+        f'{p} coins')
     decides(r, 'go on' if p + g > c else 'stop', 'go on' if g > c else 'stop')
 
 @family('perspectives', 'psychological', check_sunk_cost)
@@ -433,17 +474,23 @@ def sunk_cost(rng, about):
     if c > g and c - g == p: p += 5
     feel, real, x = 'go on' if g - c > -p else 'stop', 'go on' if g > c else 'stop', g - c
     return view(rng, 'psychological', [
-        f'{who} has spent {p} coins on a {what} at the {where}. To finish it costs {c} more and brings {g}. Let stopping feel like losing the {p}. '
+        f'{who} has spent {p} coins on {a(what)} at the {where}. To finish it costs {c} more and brings {g}. Let stopping feel '
+        f'like losing the {p}. '
         'Go on or stop?',
-        f'The {what} that {who} builds for the {where} has cost {p} coins; {c} more would finish it, and then it is worth {g}. Stopping '
+        f'The {what} that {who} builds for the {where} has cost {p} coins; {c} more would finish it, and then it is worth {g}. '
+        'Stopping '
         f'feels like a loss of {p}. What now?',
-        f'After {p} coins the {what} of {who} in the {where} is half done. It needs {c} more and will bring {g}; giving up feels like {p} lost. '
+        f'After {p} coins the {what} of {who} in the {where} is half done. It needs {c} more and will bring {g}; giving up '
+        f'feels like {p} lost. '
         'What is the advice?'],
-        drawn(f'to rescue the {p} coins already put into the {what}'), rule(f'to stop is to lose {p} coins, to go on gives {g} - {c} = {x}'),
-        both(f'going on {x} and stopping -{p}', f'going on {x} and stopping 0, for the {p} are gone either way'), decide(feel, real), p=p, c=c, g=g)
+        drawn(f'to rescue the {p} coins already put into the {what}'), rule(f'to stop is to lose {p} coins, to go on gives {g} '
+            f'- {c} = {x}'),
+        both(f'going on {x} and stopping -{p}', f'going on {x} and stopping 0, for the {p} are gone either way'), decide(feel,
+        real), p=p, c=c, g=g)
 
 # %% ../../nbs/11ab_data.people.ipynb #psy-peak
-TRIPS = 'beach', 'canyon', 'castle', 'desert', 'forest', 'harbour', 'hills', 'island', 'lake', 'marsh', 'meadow', 'river', 'village', 'zoo'
+TRIPS = ('beach', 'canyon', 'castle', 'desert', 'forest', 'harbour', 'hills', 'island', 'lake', 'marsh', 'meadow', 'river',
+         'village', 'zoo')
 
 def check_peak_end(r, about):
     m, names = r.meta['marks'], r.meta['trips']
@@ -465,12 +512,17 @@ def peak_end(rng, about):
     def kept(v): return f'({max(v)} + {v[-1]}) / 2 {eq((max(v) + v[-1]) / 2)}'
     xs, ys = ', '.join(map(str, x)), ', '.join(map(str, y))
     return view(rng, 'psychological', [
-        f'{who} gave the hours at the {s} the marks {xs} and those at the {t} {ys}. Let memory keep the mean of the best and the last hour. '
+        f'{who} gave the hours at the {s} the marks {xs} and those at the {t} {ys}. Let memory keep the mean of the best and '
+        'the last hour. '
         f'Which trip will {who} praise to {other}, and which was better?',
-        f'Marks of {who} and {other}, hour by hour: the {s} {xs}, the {t} {ys}. If best and last hour make the memory, where to go again?',
+        f'Marks of {who} and {other}, hour by hour: the {s} {xs}, the {t} {ys}. If memory is the mean of the best and the last '
+        'hour, where to go again?',
         f'The trip to the {s} went {xs}, the one to the {t} {ys}. What {who} remembers is the mean of the peak and the end. '
         f'What should {who} tell {other}?'],
-        drawn(f'to keep the best hour of the {s} or the {t} and the last'), rule('the peak and the end make the memory, and the other hours fade'),
+        drawn(rng.choice((f'to keep the best and the last hour of {s} and {t}', f'to forget the other hours of {s} and {t}',
+                          f'to picture the finest hour of {s} and {t}'))),
+        rule(rng.choice(('the peak and the end make the memory', 'the other hours fade from memory',
+        'memory is half peak, half end'))),
         both(f'{s} {kept(x)}, {t} {kept(y)}', f'{s} {mean(x)}, {t} {mean(y)}'),
         decide(f'choose the {s if feel > 0 else t}', f'choose the {s if real > 0 else t}'), marks=[x, y], trips=[s, t])
 
@@ -496,11 +548,14 @@ def regret(rng, about):
         ma, mb = q * a1 + (10 - q) * a2, q * b1 + (10 - q) * b2
         if u != v and ma != mb: break
     return view(rng, 'psychological', [
-        f'On {q} of 10 days it rains. To the {where} the {x} earns {who} {a1} points in rain and {a2} in sun, the {y} {b1} and {b2}. '
+        f'On {q} of 10 days it rains. To the {where} the {x} earns {who} {a1} points in rain and {a2} in sun, the {y} {b1} and '
+        f'{b2}. '
         'Which choice leaves the smaller regret, and which the better mean?',
-        f'{who} goes to the {where} by {x} ({a1} points if it rains, {a2} if not) or by {y} ({b1} and {b2}). Rain comes on {q} days of 10. '
+        f'{who} goes to the {where} by {x} ({a1} points if it rains, {a2} if not) or by {y} ({b1} and {b2}). Rain comes on {q} '
+        'days of 10. '
         'Regret is what the other choice would have added. Which one?',
-        f'Points for {who} on the way to the {where}, rain first: {x} {a1} and {a2}, {y} {b1} and {b2}. It rains on {q} of 10 days. '
+        f'Points for {who} on the way to the {where}, rain first: {x} {a1} and {a2}, {y} {b1} and {b2}. It rains on {q} of 10 '
+        'days. '
         'What does fear of regret say, and what the mean?'],
         drawn(f'to ask what the other choice would have brought'), rule('a choice weighs as much as its largest regret'),
         both(f'regret {x} {b2} - {a2} = {v}, {y} {a1} - {b1} = {u}',
@@ -522,24 +577,29 @@ def owned(rng, about):
     q = p + rng.choice([d for d in range(-p // 2, 3 * p) if d and p + d != k * p])
     own = k * p
     return view(rng, 'psychological', [
-        f'{who} owns {a(x)} worth {p} coins, and {other} offers {a(y)} worth {q} for it. Count what is owned {num(k)} times. Swap or keep it?',
-        f'Should {who} swap {a(x)} ({p} coins) for the {y} of {other} ({q} coins), if a thing one owns feels worth {num(k)} times its price?',
-        f'{other} wants the {x} of {who}, which costs {p} coins in any shop, and gives {a(y)} that costs {q}. To its owner a thing counts '
+        f'{who} owns {a(x)} worth {p} coins, and {other} offers {a(y)} worth {q} for it. Count what is owned {num(k)} times. '
+        'Swap or keep it?',
+        f'Should {who} swap {a(x)} ({p} coins) for the {y} of {other} ({q} coins), if a thing one owns feels worth {num(k)} '
+        'times its price?',
+        f'{other} wants the {x} of {who}, which costs {p} coins in any shop, and gives {a(y)} that costs {q}. To its owner a '
+        'thing counts '
         f'{num(k)} times. What is felt, and what is real?'],
         drawn(f'to hold on to the {x}'), rule(f'the {x} weighs {num(k)} * {p} {eq(own)} coins'),
-        both(f'{q} - {num(own)} {eq(q - own)}', f'{q} - {p} = {q - p}'), decide('swap' if q > own else 'keep it', 'swap' if q > p else 'keep it'),
+        both(f'{q} - {num(own)} {eq(q - own)}', f'{q} - {p} = {q - p}'), decide('swap' if q > own else 'keep it',
+        'swap' if q > p else 'keep it'),
         p=p, q=q, k=k)
 
 # %% ../../nbs/11ab_data.people.ipynb #bia-help
 def tempting(bias: str, x: str) -> list[str]:
     "Wordings of a temptation and its name; `x` is 'to …'."
-    return [f'it is tempting {x}; that is {bias}.', f'{bias}: the temptation is {x}.', f'the temptation {x} has a name, {bias}.',
-            f'a judge in a hurry is tempted {x}, a case of {bias}.']
+    return [f'it is tempting {x}; that is {bias}.', f'{bias} begins with the temptation {x}.',
+        f'the temptation {x} has a name, {bias}.',
+            f'in a hurry one is tempted {x}, a case of {bias}.']
 
 def yardstick(x: str) -> list[str]:
     "Wordings of what is measured on both sides; `x` is a noun phrase."
     return [f'one yardstick for both sides, {x}.', f'measure both sides alike, by {x}.', f'the same measure for both: {x}.',
-            f'bare counts mislead; the fair measure is {x}.']
+            f'counts mislead; the fair measure is {x}.']
 
 def per_hundred(k, n) -> str:
     "`100 * 3 / 4 = 75 per hundred`."
@@ -547,10 +607,11 @@ def per_hundred(k, n) -> str:
 
 def fairly(x: str) -> list[str]:
     "Wordings of a fair judgement; `x` is a sentence without its stop."
-    return [f'by the same yardstick, {x}.', f'judged fairly, {x}.', f'corrected for the bias, {x}.', f'the fair judgement: {x}.']
+    return [f'by the same yardstick, {x}.', f'judged fairly, {x}.', f'corrected for the bias, {x}.', f'fair to both: {x}.']
 
 # %% ../../nbs/11ab_data.people.ipynb #bia-base
-JOBS = 'baker', 'barber', 'carpenter', 'clerk', 'driver', 'farmer', 'gardener', 'nurse', 'pilot', 'potter', 'tailor', 'teacher', 'weaver'
+JOBS = ('baker', 'barber', 'carpenter', 'clerk', 'driver', 'farmer', 'gardener', 'nurse', 'pilot', 'potter', 'tailor',
+        'teacher', 'weaver')
 TRAITS = ('calm', 'careful', 'cheerful', 'curious', 'neat', 'patient', 'polite', 'quick', 'quiet', 'shy', 'talkative', 'witty')
 
 def check_base_rate(r, about):
@@ -566,13 +627,15 @@ def base_rate(rng, about):
     "A description that fits a rare job better than a common one."
     who, where, trait, (s, t) = rng.choice(NAMES), rng.choice(PLACES), rng.choice(TRAITS), rng.sample(JOBS, 2)
     while True:
-        n, m, x, y = 10 * rng.randint(1, 6), 10 * rng.randint(4, 60), 10 * rng.randint(5, 9), 10 * rng.randint(1, 4)
+        n, m, x, y = 10 * rng.randint(1, 20), 10 * rng.randint(4, 40), 10 * rng.randint(5, 9), 10 * rng.randint(1, 4)
         if n * x != m * y: break
-    one, two = n * x // 100 if n * x % 100 == 0 else n * x / 100, m * y // 100 if m * y % 100 == 0 else m * y / 100
+    one, two = n * x // 100, m * y // 100  # n, m, x and y are tens
     return view(rng, 'bias_mitigation', [
-        f'{who}, met at the {where}, is {trait}. In town there are {n} {s}s, of whom {x} in 100 are {trait}, and {m} {t}s, of whom {y} in 100 are. '
+        f'{who}, met at the {where}, is {trait}. In town there are {n} {s}s, of whom {x} in 100 are {trait}, and {m} {t}s, of '
+        f'whom {y} in 100 are. '
         f'Which of the two jobs is it?',
-        f'Of {n} {s}s {x} % are {trait}, of {m} {t}s {y} %. {who} at the {where} is {trait} and is one of them. {s.capitalize()} or {t}?',
+        f'Of {n} {s}s {x} % are {trait}, of {m} {t}s {y} %. {who} at the {where} is {trait} and is one of them. '
+        f'{s.capitalize()} or {t}?',
         f'A {trait} person, {who}, walks into the {where}. The town has {n} {s}s ({x} % {trait}) and {m} {t}s ({y} % {trait}). '
         'Which job would you bet on?'],
         tempting('base-rate neglect', f'to take {who} for a {s} because {trait} fits'),
@@ -604,7 +667,8 @@ def anchoring(rng, about):
         f'What should {other} pay?',
         f'Asked for the worth of {a(what)}, {n} visitors of the {where} wrote {xs}, each alone. Then {who} says {anchor}. '
         f'What is a fair price for {other}?',
-        f'"{anchor} coins," says {who} of {a(what)}. {n} people at the {where}, who had not heard it, put it at {xs}. Help {other} to an estimate.'],
+        f'"{anchor} coins," says {who} of {a(what)}. {n} people at the {where}, who had not heard it, put it at {xs}. Help '
+        f'{other} to an estimate.'],
         tempting('anchoring', f'to start from the {anchor} that {who} said'),
         yardstick(f'the mean of the {n} guesses made without the {anchor}'),
         [f'({sums}) / {n} {eq(fair)} without the anchor, ({more}) / {n + 1} {eq(all_)} with it.',
@@ -633,11 +697,13 @@ def survivorship(rng, about):
         (s, n), (t, m) = ((rng.randint(3, 20), 5 * rng.randint(5, 24)) for _ in range(2))
         if num(100 * s / n) != num(100 * t / m): break
     return view(rng, 'bias_mitigation', [
-        f'A book in the {where} praises {s} {whats} that are still open: all of them {trick}. {who} learns that {n} had done so at first, and that of {m} others '
+        f'A book in the {where} praises {s} {whats} that are still open: all of them {trick}. {who} learns that {n} had done so '
+        f'at first, and that of {m} others '
         f'{t} are open. Was it a good idea?',
         f'Of {n} {whats} that {trick}, {s} are still there and tell {who} about it at the {where}. '
         f'Of {m} without that, {t} are there. Did it help?',
-        f'{who} met {s} {whats} near the {where}, and all of them had {trick}. There were {n} such {whats} at first, and of {m} others {t} remain. '
+        f'{who} met {s} {whats} near the {where}, and all of them had {trick}. There were {n} such {whats} at first, and of {m} '
+        f'others {t} remain. '
         'What follows?'],
         tempting('survivorship bias', f'to learn only from the {s} that are left'),
         yardstick(f'the rate of {whats} left among all that began'),
@@ -656,7 +722,8 @@ def _plural(noun: str) -> str:
 def check_framing(r, about):
     (s, n), (l, m) = r.meta['plans']
     x, y = Fraction(s, n), 1 - Fraction(l, m)
-    says(r, f'100 * {s} / {n}', f'{num(100 * x)} per hundred', f'{m} - {l} = {m - l}', f'100 * {m - l} / {m}', f'{num(100 * y)} per hundred',
+    says(r, f'100 * {s} / {n}', f'{num(100 * x)} per hundred', f'{m} - {l} = {m - l}', f'100 * {m - l} / {m}',
+        f'{num(100 * y)} per hundred',
          'framing', 'both plans are alike' if x == y else f'the plan of {r.meta["by"][x < y]} is better')
 
 @family('perspectives', 'bias_mitigation', check_framing)
@@ -670,9 +737,12 @@ def framing(rng, about):
         if s * m == (m - l) * n or num(100 * s / n) != num(100 * (m - l) / m): break
     first, second = s / n, (m - l) / m
     return view(rng, 'bias_mitigation', [
-        f'Against {peril} the plan of {x} saves {s} of {n} {goods} at the {where}, that of {y} loses {l} of {m}. Which should {who} take?',
-        f'{x}: "My plan saves {s} of {n} {goods} from {peril}." {y}: "Mine loses only {l} of {m}." Who is right, asks {who} in the {where}.',
-        f'{who} compares two plans for the {goods} of the {where}: with {x}, {s} of {n} are saved from {peril}; with {y}, {l} of {m} are lost.'],
+        f'Against {peril} the plan of {x} saves {s} of {n} {goods} at the {where}, that of {y} loses {l} of {m}. Which should '
+        f'{who} take?',
+        f'{x}: "My plan saves {s} of {n} {goods} from {peril}." {y}: "Mine loses only {l} of {m}." Who is right, asks {who} in '
+        f'the {where}.',
+        f'{who} compares two plans for the {goods} of the {where}: with {x}, {s} of {n} are saved from {peril}; with {y}, {l} '
+        f'of {m} are lost.'],
         tempting('framing', rng.choice((f'to like the word saved and fear the word lost', f'to trust {x}, who speaks of saving'))),
         yardstick(f'{goods} saved per hundred'),
         [f'{x} {per_hundred(s, n)}; {y} {m} - {l} = {m - l}, {per_hundred(m - l, m)}.',
@@ -681,7 +751,8 @@ def framing(rng, about):
         plans=[[s, n], [l, m]], by=[x, y])
 
 # %% ../../nbs/11ab_data.people.ipynb #bia-four
-SIDES = (('the hill villages', 'the river villages'), ('the day school', 'the evening school'), ('the north side', 'the south side'),
+SIDES = (('the hill villages', 'the river villages'), ('the day school', 'the evening school'), ('the north side',
+    'the south side'),
          ('the old town', 'the new town'), ('the island', 'the coast'), ('the first list', 'the second list'),
          ('the left bank', 'the right bank'), ('the morning group', 'the night group'))
 
@@ -709,11 +780,15 @@ def four_fifths(rng, about):
         'Is the lower rate at least 80 % of the higher?',
         f'{who} chose new {job}s for the {where}: from {x} {s} of {n} who asked, from {y} {t} of {m}. '
         'By the four-fifths rule the lower rate must reach 80 % of the higher. Is that so?',
-        f'{s} of {n} from {x}, {t} of {m} from {y}: so many {job}s did {who} accept for the {where}. Check the four-fifths rule (80 %).'],
+        f'{s} of {n} from {x}, {t} of {m} from {y}: so many {job}s did {who} accept for the {where}. Check the four-fifths rule '
+        '(80 %).'],
         tempting('comparing counts', f'to set the {s} people taken beside the {t}'),
         yardstick(f'the selection rates, {job}s taken of those who asked'),
         [f'{x} {per_hundred(s, n)}, {y} {per_hundred(t, m)}; 100 * {num(low)} / {num(high)} {eq(ratio)} %.'],
-        fairly(f'the lower rate is {num(ratio)} % of the higher, so the rule is {"met" if met else "broken"}'), taken=[[s, n], [t, m]])
+        fairly(rng.choice((f'the lower rate is {num(ratio)} % of the higher; the rule',
+        f'at {num(ratio)} % of the higher rate the rule'))
+               + f' is {"met" if met else "broken"}'), taken=[[s, n],
+        [t, m]])
 
 # %% ../../nbs/11ab_data.people.ipynb #bia-small
 TRIES = (('hit', 'target'), ('caught', 'ball'), ('solved', 'puzzle'), ('sold', 'picture'), ('mended', 'clock'), ('won', 'game'),
@@ -730,19 +805,22 @@ def small_sample(rng, about):
     "A few tries against many, with one success and one failure added."
     (x, y), (did, what), where = rng.sample(NAMES, 2), rng.choice(TRIES), rng.choice(PLACES)
     while True:
-        n, m = rng.randint(3, 8), rng.randint(30, 120)
+        n, m = rng.randint(4, 9), rng.randint(30, 120)
         s, t = n - rng.choice((0, 0, 1, 2)), rng.randint(m * 55 // 100, m - 2)
         p, q = 100 * (s + 1) / (n + 2), 100 * (t + 1) / (m + 2)
         if num(p) != num(q): break
     best = x if p > q else y
     return view(rng, 'bias_mitigation', [
-        f'At the {where}, {x} {did} {s} of {n} {what}s, {y} {t} of {m}. Add one success and one failure to each side. Who is better?',
-        f'{x}: {s} of {n} {what}s {did}. {y}: {t} of {m}. Correct both with one success and one failure more. Whom should the {where} choose?',
-        f'Who is ahead at the {where}? {x} {did} {s} {what}s in {n} tries, {y} {t} in {m}; let each have one more success and one more failure.'],
+        f'At the {where}, {x} {did} {s} of {n} {what}s, {y} {t} of {m}. Add one success and one failure to each side. Who is '
+        'better?',
+        f'{x}: {s} of {n} {what}s {did}. {y}: {t} of {m}. Correct both with one success and one failure more. Whom should the '
+        f'{where} choose?',
+        f'Who is ahead at the {where}? {x} {did} {s} {what}s in {n} tries, {y} {t} in {m}; let each have one more success and '
+        'one more failure.'],
         tempting('trusting a small sample', f'to compare {per_hundred(s, n)} with {per_hundred(t, m)} as they stand'),
         yardstick(f'the rate of {what}s {did}, with one success and one failure added'),
         [f'{x} {per_hundred(s + 1, n + 2)}, {y} {per_hundred(t + 1, m + 2)}.',
-         f'corrected: {x} {per_hundred(s + 1, n + 2)} and {y} {per_hundred(t + 1, m + 2)}.'],
+         f'with both added, {x} {per_hundred(s + 1, n + 2)} and {y} {per_hundred(t + 1, m + 2)}.'],
         fairly(f'{best} is ahead, {num(max(p, q))} to {num(min(p, q))}'), tries=[[s, n], [t, m]], names=[x, y])
 
 # %% ../../nbs/11ab_data.people.ipynb #bia-simp-check
@@ -776,10 +854,14 @@ def simpson(rng, about):
     totals = f'in all {u} {per_hundred(a + b, m + n)}, {v} {per_hundred(c + d, s + t)}'
     parts = f'easy {per_hundred(a, m)} to {per_hundred(c, s)}, hard {per_hundred(b, n)} to {per_hundred(d, t)}'
     return view(rng, 'bias_mitigation', [
-        f'{u} {did} {a} of {m} easy and {b} of {n} hard {what}s at the {where}, {v} {c} of {s} easy and {d} of {t} hard. Who is better?',
-        f'Easy and hard {what}s {did} at the {where}: {u} {a} of {m} and {b} of {n}, {v} {c} of {s} and {d} of {t}. Whom would you trust?',
-        f'The {where} compares {u} ({a} of {m} easy {what}s {did}, {b} of {n} hard) with {v} ({c} of {s}, {d} of {t}). Judge both.'],
-        tempting("Simpson's paradox", f'to look at the total of {what}s alone'), yardstick(f'the rate for easy and for hard {what}s apart'),
+        f'{u} {did} {a} of {m} easy and {b} of {n} hard {what}s at the {where}, {v} {c} of {s} easy and {d} of {t} hard. Who is '
+        'better?',
+        f'Easy and hard {what}s {did} at the {where}: {u} {a} of {m} and {b} of {n}, {v} {c} of {s} and {d} of {t}. Whom would '
+        'you trust?',
+        f'The {where} compares {u} ({a} of {m} easy {what}s {did}, {b} of {n} hard) with {v} ({c} of {s}, {d} of {t}). Judge '
+        'both.'],
+        tempting("Simpson's paradox", f'to look at the total of {what}s alone'), yardstick(f'the rate for easy and for hard '
+            f'{what}s apart'),
         [f'{parts}; {totals}.', f'{totals}; {parts}.'],
         fairly(f'{x} is better at easy and at hard {what}s' + (' and in the total too' if gap > 0 else
                f', although {y} leads in the total by having tried more easy ones')),
@@ -787,7 +869,8 @@ def simpson(rng, about):
 
 # %% ../../nbs/11ab_data.people.ipynb #bia-conj
 HOBBIES = (('bakes', 'bake'), ('dances', 'dance'), ('fishes', 'fish'), ('grows roses', 'grow roses'), ('keeps bees', 'keep bees'),
-           ('paints', 'paint'), ('plays chess', 'play chess'), ('rides', 'ride'), ('runs', 'run'), ('sails', 'sail'), ('sings', 'sing'))
+           ('paints', 'paint'), ('plays chess', 'play chess'), ('rides', 'ride'), ('runs', 'run'), ('sails', 'sail'), ('sings',
+               'sing'))
 
 def check_conjunction(r, about):
     n, t, s = (r.meta[i] for i in ('n', 't', 's'))
@@ -809,8 +892,10 @@ def conjunction(rng, about):
         f'Which is more likely: {a(job)}, or {a(job)} who {does}?',
         f'{who} is {trait} and one of {n} people by the {where}. Among them are {t} {job}s, of whom {s} {do}. '
         f'Is {who} rather {a(job)}, or {a(job)} who {does}?',
-        f'A {trait} person near the {where}, {who}: {a(job)}, or {a(job)} who {does}? There are {n} people, {t} {job}s, and {s} {job}s who {do}.'],
+        f'A {trait} person near the {where}, {who}: {a(job)}, or {a(job)} who {does}? There are {n} people, {t} {job}s, and {s} '
+        f'{job}s who {do}.'],
         tempting('the conjunction fallacy', f'to find the fuller story of {a(job)} who {does} more likely'),
         yardstick(f'the rate among all {n} people'),
-        [f'{job}s {per_hundred(t, n)}; {job}s who {do} {per_hundred(s, n)}.', f'all {job}s {per_hundred(t, n)}, those who {do} {per_hundred(s, n)}.'],
+        [f'{job}s {per_hundred(t, n)}; {job}s who {do} {per_hundred(s, n)}.', f'all {job}s {per_hundred(t, n)}, those who {do} '
+            f'{per_hundred(s, n)}.'],
         fairly(f'{a(job)} of any kind is more likely by {num(x - y)} per hundred, however {trait} {who} is'), n=n, t=t, s=s)
