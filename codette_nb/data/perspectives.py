@@ -97,7 +97,8 @@ def view(
 ) -> Record:
     "A question and a perspective's answer, one line for each step."
     who = PERSPECTIVES[category]
-    lines = [f'{name}: {one(rng, part)}' for name, part in zip(rng.choice(who.voices), parts, strict=True)]
+    said = [(name, one(rng, part)) for name, part in zip(rng.choice(who.voices), parts, strict=True)]
+    lines = [f"{name}: {part.removeprefix(f'{name.lower()}: ')}" for name, part in said]
     return chat(one(rng, question), f'<perspective>{who.title}\n' + '\n'.join(lines), **meta)
 
 def a(noun: str) -> str:
@@ -135,11 +136,13 @@ def free_fall(rng, about):
         f'{who} drops {a(what)} from a {high} {h} m above the ground. How long does it fall, and how fast does it land?',
         f'From a {high}, {h} m up, {who} lets {a(what)} fall. When does it hit the ground, and at what speed?',
         f'{a(what).capitalize()} slips out of the hand of {who} on a {high} and falls {h} m. Find the time and the final speed.'],
-        [f'the {what} starts at rest, h = {h} m, g = 9.81 m/s^2.', f'h = {h} m, no speed at the start, g = 9.81 m/s^2.'],
-        't = sqrt(2 * h / g) and v = sqrt(2 * g * h).',
+        [f'quantities: h = {h} m, start at rest; gravity acts with g = 9.81 m/s^2.',
+         f'h = {h} m, no speed at the start; only the force of gravity acts, g = 9.81 m/s^2.'],
+        ['law of free fall: t = sqrt(2 * h / g) and v = sqrt(2 * g * h).',
+         'by the law of gravity, t = sqrt(2 * h / g) and v = sqrt(2 * g * h).'],
         f't = sqrt(2 * {h} / 9.81) {eq(t, "s")}; v = sqrt(2 * 9.81 * {h}) {eq(v, "m/s")}.',
-        [f'the {what} falls for {num(t)} s and lands at {num(v)} m/s.',
-         f'after {num(t)} s the {what} hits the ground at {num(v)} m/s.'], h=h)
+        [f'the force acts for {num(t)} s, and the {what} lands at {num(v)} m/s.',
+         f'gaining speed at a steady rate, the {what} hits the ground after {num(t)} s at {num(v)} m/s.'], h=h)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-throw
 SINE = {15: .5, 30: .866, 45: 1, 60: .866, 75: .5}  # degrees -> sin(2 * angle), as written
@@ -161,10 +164,13 @@ def projectile(rng, about):
         f'Behind the {where}, {who} throws {a(what)} at {v} m/s and {angle} degrees above level ground. How far does it fly?',
         f'{a(what).capitalize()} leaves the hand of {who} at {v} m/s, {angle} degrees upward, near the {where}. Where does it land?',
         f'Near the {where}, {who} throws {a(what)} with a speed of {v} m/s at an angle of {angle} degrees. Find the range.'],
-        [f'v = {v} m/s, angle = {angle} degrees, level ground, no air.', f'the {what} starts at {v} m/s and {angle} degrees.'],
-        'range = v^2 * sin(2 * angle) / g.',
+        [f'quantities: v = {v} m/s, angle = {angle} degrees, level ground, no air.',
+         f'the {what} starts at {v} m/s and {angle} degrees; then only the force of gravity acts.'],
+        ['law of the throw: range = v^2 * sin(2 * angle) / g.',
+         'gravity acts downward only, so the law is range = v^2 * sin(2 * angle) / g.'],
         f'sin({2 * angle}) {"≈" if s == .866 else "="} {num(s)}; {v}^2 * {num(s)} / 9.81 {eq(d, "m")}.',
-        [f'the {what} lands {num(d)} m away.', f'{who} throws the {what} {num(d)} m far.'], v=v, angle=angle)
+        [f'the force of gravity brings the {what} down {num(d)} m away.',
+         f'{who} throws the {what} {num(d)} m far against the force of gravity.'], v=v, angle=angle)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-brake
 GRIP = {'dry asphalt': .8, 'wet asphalt': .5, 'gravel': .6, 'packed snow': .3, 'ice': .1, 'dry concrete': .7, 'wet cobbles': .4}
@@ -185,10 +191,13 @@ def braking(rng, about):
         f'{who} drives a {car} past the {where} at {v} m/s and brakes hard on {ground} (friction {mu}). How far does it slide?',
         f'Near the {where}, the {car} of {who} brakes from {v} m/s on {ground}, where the friction is {mu}. Find the braking distance.',
         f'How long is the braking track of {who} in a {car} at the {where}? The speed is {v} m/s on {ground}, the friction {mu}.'],
-        [f'v = {v} m/s, mu = {mu} on {ground}, g = 9.81 m/s^2.', f'the {car} moves at {v} m/s on {ground} with mu = {mu}.'],
-        ['friction does the work: d = v^2 / (2 * mu * g).', 'd = v^2 / (2 * mu * g); the mass cancels.'],
+        [f'quantities: v = {v} m/s, mu = {mu} on {ground}, g = 9.81 m/s^2.',
+         f'the {car} moves at {v} m/s; friction acts on {ground} with mu = {mu}.'],
+        ['the force of friction does the work, by the law d = v^2 / (2 * mu * g).',
+         'law: d = v^2 / (2 * mu * g); force and inertia both grow with the mass, which cancels.'],
         f'd = {v}^2 / (2 * {mu} * 9.81) {eq(d, "m")}.',
-        [f'the {car} slides {num(d)} m.', f'{who} needs {num(d)} m to stop the {car}.'], v=v, mu=mu, ground=ground)
+        [f'the {car} slides {num(d)} m while friction acts.', f'{who} needs {num(d)} m, for no greater force acts on the {car}.'],
+                v=v, mu=mu, ground=ground)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-pend
 def check_pendulum(r, about):
@@ -208,12 +217,12 @@ def pendulum(rng, about):
         f'In the {where}, {who} hangs {a(what)} on a {cord} of {num(l)} m and lets it swing a little. How long is one swing?',
         f'{who} has {a(what)} swinging on a {cord} {num(l)} m long in the {where}. What is the period?',
         f'{a(what).capitalize()} on a {cord} of {num(l)} m swings in front of {who} in the {where}. How often in a minute?'],
-        [f'l = {num(l)} m, g = 9.81 m/s^2; the weight of the {what} does not matter.',
-         f'the {cord} measures {num(l)} m, the swing is small.'],
-        't = 2 * pi * sqrt(l / g).',
+        [f'quantities: l = {num(l)} m, g = 9.81 m/s^2; the weight of the {what} does not matter.',
+         f'the {cord} measures {num(l)} m; gravity acts as the force that pulls the {what} back.'],
+        ['law of the pendulum: t = 2 * pi * sqrt(l / g).', 'the law for small swings is t = 2 * pi * sqrt(l / g).'],
         f't = 2 * pi * sqrt({num(l)} / 9.81) {eq(t, "s")}; in a minute 60 / {num(t)} {eq(n)}.',
-        [f'one swing takes {num(t)} s, and a minute holds {num(n)} swings.',
-         f'the {what} needs {num(t)} s there and back: {num(n)} swings a minute.'], l=l)
+        [f'one swing takes {num(t)} s, which is a rate of {num(n)} swings per minute.',
+         f'the force brings the {what} back every {num(t)} s: {num(n)} swings per minute.'], l=l)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-lever
 def check_lever(r, about):
@@ -234,12 +243,14 @@ def lever(rng, about):
         'cm. What force is needed?',
         f'{a(what).capitalize()} of {load} N lies on {a(bar)}, {near} cm from the pivot. {who} pushes at {far} cm, in the {where}. How hard?',
         f'{who} uses {a(bar)} in the {where}: load {load} N, {a(what)}, at {near} cm, hand at {far} cm. Find the force of the hand.'],
-        [f'load {load} N at {near} cm, hand at {far} cm.',
-         f'the {what} presses with {load} N at {near} cm; the hand works at {far} cm.'],
-        ['force * arm is the same on both sides of the pivot.', 'in balance, force * hand arm = load * load arm.'],
+        [f'quantities: load {load} N at {near} cm, hand at {far} cm.',
+         f'the {what} acts with a force of {load} N at {near} cm, the hand acts at {far} cm.'],
+        ['law of the lever: force * arm is the same on both sides of the pivot.',
+         'by the law of balance, force * hand arm = load * load arm.'],
         f'F = {load} * {near} / {far} {eq(f, "N")}.',
-        [f'{who} pushes with {num(f)} N, {"less" if f < load else "more"} than the load.',
-         f'{num(f)} N hold the {what}, {"less" if f < load else "more"} than the load.'], load=load, near=near, far=far)
+        [f'{who} keeps the balance with a force of {num(f)} N, {"less" if f < load else "more"} than the load.',
+         f'a force of {num(f)} N balances the {what}, {"less" if f < load else "more"} than the load.'], load=load, near=near,
+                far=far)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-crash
 SLIDERS = 'barrow', 'box', 'cart', 'crate', 'puck', 'roller', 'sledge', 'toy car', 'trolley', 'wagon'
@@ -261,10 +272,13 @@ def collision(rng, about):
         f'{a(x).capitalize()} of {m} kg, sent off by {who} at {v} m/s, runs into {a(y)} of {k} kg that stands still at the '
         f'{where}. They couple. Find the speed.',
         f'{who} watches {a(x)} ({m} kg, {v} m/s) hit {a(y)} ({k} kg, at rest) at the {where}; both go on together. At what speed?'],
-        [f'the {x} of {m} kg moves at {v} m/s, the {y} of {k} kg is at rest.', f'm1 = {m} kg at v = {v} m/s, m2 = {k} kg at rest.'],
-        ['momentum is kept: m1 * v = (m1 + m2) * u.', 'no outside force, so m1 * v = (m1 + m2) * u.'],
+        [f'quantities: the {x} of {m} kg moves at {v} m/s, the {y} of {k} kg is at rest.',
+         f'm1 = {m} kg at v = {v} m/s, m2 = {k} kg at rest; no outside force acts.'],
+        ['law: momentum is kept, m1 * v = (m1 + m2) * u.',
+         'each acts on the other with one force; by the law of momentum m1 * v = (m1 + m2) * u.'],
         f'{m} * {v} = {m * v} kg m/s; u = {m * v} / ({m} + {k}) {eq(u, "m/s")}.',
-        [f'{x} and {y} move on together at {num(u)} m/s.', f'the {x} slows down and carries the {y} along at {num(u)} m/s.'], m=m,
+        [f'{x} and {y} move on together at {num(u)} m/s, and the momentum is in balance.',
+         f'the force of the impact slows the {x}, and both go on at {num(u)} m/s.'], m=m,
          k=k, v=v)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-lift
@@ -284,10 +298,13 @@ def lifting(rng, about):
         f'{who} hoists {a(what)} of {m} kg to a {high} {h} m up, in {t} s. How much work is that, and what power?',
         f'In {t} s a winch run by {who} lifts {a(what)} of {m} kg by {h} m, onto a {high}. Find work and power.',
         f'{a(what).capitalize()} of {m} kg has to go up {h} m onto a {high}; {who} takes {t} s. What work and what power does it need?'],
-        [f'm = {m} kg, h = {h} m, t = {t} s, g = 9.81 m/s^2.', f'the {what} has a mass of {m} kg and rises {h} m in {t} s.'],
-        ['work is weight * height, W = m * g * h; power is work / time, P = W / t.', 'W = m * g * h and P = W / t.'],
+        [f'quantities: m = {m} kg, h = {h} m, t = {t} s, g = 9.81 m/s^2.',
+         f'gravity acts on the mass of {m} kg, which rises {h} m in {t} s.'],
+        ['law: work is force * way, W = m * g * h; power is the rate of work, P = W / t.',
+         'the law of work, W = m * g * h, and its rate per second, P = W / t.'],
         f'W = {m} * 9.81 * {h} {eq(w, "J")}; P = {num(w)} / {t} {eq(p, "W")}.',
-        [f'{who} does {num(w)} J of work at {num(p)} W.', f'lifting the {what} takes {num(w)} J, a power of {num(p)} W.'], m=m, h=h,
+        [f'{who} does {num(w)} J of work at a rate of {num(p)} W.',
+         f'lifting the {what} against the force of its weight takes {num(w)} J, a power of {num(p)} W.'], m=m, h=h,
          t=t)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-dens
@@ -313,11 +330,13 @@ def density(rng, about):
         f'{who} puts a {shape} of {stuff}, {v} cm^3, into water at the {where}. {stuff.capitalize()} has a density of {d} '
         'g/cm^3. Find its mass. Will it sink?',
         f'A {shape} of {stuff} measures {v} cm^3 and weighs {d} g per cm^3. In the {where}, {who} asks for its mass and whether water carries it.'],
-        [f'V = {v} cm^3, density {d} g/cm^3.', f'the {shape} of {stuff} has {v} cm^3 at {d} g/cm^3.'],
-        ['m = density * V; what is denser than water sinks, and water has 1 g/cm^3.',
-         'm = density * V; water has 1 g/cm^3, and only what is lighter floats.'],
+        [f'quantities: V = {v} cm^3, density {d} g/cm^3.',
+         f'gravity acts on the {shape} of {stuff}, {v} cm^3 at {d} g/cm^3.'],
+        ['m = density * V; by the law of Archimedes what is denser than water sinks, and water has 1 g/cm^3.',
+         'law: m = density * V; water has 1 g/cm^3, and only what is lighter comes into balance and floats.'],
         f'm = {d} * {v} {eq(d * v, "g")}; {d} is {"more" if d > 1 else "less"} than 1.',
-        [f'the {shape} of {stuff} has {num(d * v)} g and {does} in water.', f'with {num(d * v)} g the {shape} {does}.'], v=v, d=d,
+        [f'the {shape} of {stuff} has {num(d * v)} g and, by the balance of forces, {does} in water.',
+         f'with {num(d * v)} g against a {"weaker" if d > 1 else "stronger"} upward force the {shape} {does}.'], v=v, d=d,
          stuff=stuff)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-ramp
@@ -339,11 +358,13 @@ def ramp(rng, about):
         f'A ramp {length} m long leads {rise} m up into the {where}. {who} rolls {a(what)} of {m} kg along it without friction. Find the force.',
         f'What force along the slope holds {a(what)} of {m} kg for {who}, on a frictionless ramp of {length} m with a rise of '
         f'{rise} m at the {where}?'],
-        [f'm = {m} kg, rise {rise} m over {length} m of ramp, no friction.',
-         f'the {what} has a mass of {m} kg; the ramp climbs {rise} m in {length} m.'],
-        'the part of the weight along the slope is m * g * rise / length.',
+        [f'quantities: m = {m} kg, rise {rise} m over {length} m of ramp, no friction.',
+         f'gravity acts on the {what} of {m} kg; the ramp climbs {rise} m in {length} m.'],
+        ['law of the ramp: the part of the weight along the slope is m * g * rise / length.',
+         'by the law of balance the force along the slope is m * g * rise / length.'],
         f'weight {m} * 9.81 {eq(w, "N")}; pull {num(w)} * {rise} / {length} {eq(f, "N")}.',
-        [f'{num(f)} N along the ramp hold the {what}.', f'{who} has to pull with {num(f)} N instead of {num(w)} N.'], m=m, rise=rise,
+        [f'a force of {num(f)} N along the ramp holds the {what} in balance.',
+         f'{who} has to act with a force of {num(f)} N instead of {num(w)} N.'], m=m, rise=rise,
          length=length)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-spring
@@ -365,12 +386,12 @@ def spring(rng, about):
         'energy does it store?',
         f'A spring of {k} N/m sits in a {thing} at the {where}. When {who} pulls it out by {cm} cm, what force and energy are in it?',
         f'The {thing} of the {where} has a spring of {k} N/m, and {who} has drawn it {cm} cm. Give force and stored energy.'],
-        [f'k = {k} N/m, x = {cm} cm = {num(x)} m.', f'the spring has {k} N/m and gives way by {cm} cm = {num(x)} m.'],
+        [f'quantities: k = {k} N/m, x = {cm} cm = {num(x)} m.', f'the spring has {k} N/m and gives way by {cm} cm = {num(x)} m.'],
         ["Hooke's law F = k * x, and the energy E = 1/2 * k * x^2.",
-         'force grows with the stretch, F = k * x; energy is E = 1/2 * k * x^2.'],
+         'by law the force grows with the stretch, F = k * x; energy is E = 1/2 * k * x^2.'],
         f'F = {k} * {num(x)} {eq(f, "N")}; E = 1/2 * {k} * {num(x)}^2 {eq(e, "J")}.',
-        [f'the spring pulls with {num(f)} N and stores {num(e)} J.',
-         f'{who} holds {num(f)} N and has put {num(e)} J into the {thing}.'], k=k, cm=cm)
+        [f'the spring acts with a force of {num(f)} N and stores {num(e)} J.',
+         f'{who} keeps a force of {num(f)} N in balance and has put {num(e)} J into the {thing}.'], k=k, cm=cm)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-pools
 MACHINES = 'clock', 'crane', 'grindstone', 'hoist', 'lathe', 'loom', 'mill', 'press', 'pump', 'saw', 'spinning wheel', 'bellows'
@@ -399,13 +420,15 @@ def gears(rng, about):
         f'The first makes {n} turns a minute. What does the second do?',
         f'{who} builds a {what}: the {drive} makes {n} turns a minute with {p} teeth, the driven wheel has {q} teeth. How does it turn?',
         f'A {drive} with {p} teeth and {n} turns a minute drives a {what} through a wheel of {q} teeth. {who} asks for speed and turning force.'],
-        [f'tooth follows tooth; the {drive} has {p}, the {what} {q}.',
-         f'{p} teeth on the {drive} push {q} teeth on the {what}, one at a time.'],
-        ['two circles that touch, turning opposite ways, with the same teeth passing the point of touch.',
-         'two touching circles with teeth of one size.'],
-        f'{n} * {p} / {q} {eq(n * p / q)} turns a minute; force {q} / {p} {eq(q / p)}.',
-        [f'the {what} runs {pace}, {num(n * p / q)} turns a minute, with {num(q / p)} times the turning force.',
-         f'{pace}, at {num(n * p / q)} turns a minute, and with {num(q / p)} times the turning force.'], p=p, q=q, n=n)
+        [f'look: tooth follows tooth; the {drive} has {p}, the {what} {q}.',
+         f'look at the rims: {p} teeth on the {drive} push {q} teeth on the {what}, one at a time.'],
+        ['draw to scale two circles that touch, turning opposite ways, with the same teeth passing the point of touch.',
+         f'sketch two touching circles side by side, with teeth of one size, in the proportion {p} to {q}.'],
+        f'as {q} is to {p}, so is the first speed to the second: {n} * {p} / {q} {eq(n * p / q)} turns a minute; force {q} / {p} '
+        f'{eq(q / p)}.',
+        [f'in this proportion the {what} runs {pace}, {num(n * p / q)} turns a minute, with {num(q / p)} times the turning '
+         'force.',
+         f'{pace} by design, at {num(n * p / q)} turns a minute, and with {num(q / p)} times the turning force.'], p=p, q=q, n=n)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-arch-check
 def check_arch(r, about):
@@ -431,13 +454,14 @@ def arch(rng, about):
         f'A half circle of {stone} shall span {span} m over a {gap}. Each stone takes {cm} cm of the curve. '
         f'Help {who} to count them and find the height.',
         f'Over a {gap} of {span} m, {who} draws a half round arch of {stone} blocks, {cm} cm along the curve. Estimate height and blocks.'],
-        [f'the {gap} is {span} m wide; a half circle over it rises half of that, {num(span / 2)} m.',
-         f'half a circle over {span} m stands {num(span / 2)} m high.'],
-        ['a half circle, cut like a cake from its centre, one keystone on top.',
-         'wedges side by side, an odd number, so that one is the keystone.'],
-        f'curve pi * {span} / 2 {eq(arc, "m")}; {num(val(arc))} / {num(cm / 100)} {eq(val(arc) * 100 / cm)}, so {n} stones with a keystone.',
-        [f'a flatter arch would save {stone} but push harder outward.',
-         f'less height would need less {stone} and stronger walls beside the {gap}.'], span=span, cm=cm)
+        [f'look: the {gap} is {span} m wide; a half circle over it rises half of that, {num(span / 2)} m.',
+         f'look at the shape: half a circle over {span} m stands {num(span / 2)} m high.'],
+        ['draw a half circle, cut it like a cake from its centre, and put one keystone on top.',
+         'sketch wedges side by side, an odd number, so that one is the keystone.'],
+        f'curved line pi * {span} / 2 {eq(arc, "m")}; {num(val(arc))} / {num(cm / 100)} {eq(val(arc) * 100 / cm)}, so {n} stones '
+        'with a keystone.',
+        [f'a flatter shape would save {stone} but push harder to each side.',
+         f'less height in proportion to the width would need less {stone} and stronger walls on each side.'], span=span, cm=cm)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-scale
 def check_scaling(r, about):
@@ -455,12 +479,16 @@ def scaling(rng, about):
         f'{who} wants to build a {what} of {stuff} {k} times as large as the model, which is {cm} cm long and weighs {num(kg)} '
         'kg. Length, weight, strength?',
         f'A {what} of {stuff}, {cm} cm long, {num(kg)} kg heavy, is to be made {k} times longer in every direction by {who}. What happens?'],
-        [f'the small {what} is {cm} cm long and weighs {num(kg)} kg; all sides grow {k} times.',
-         f'same {stuff}, same shape, each side of the {what} {k} times longer.'],
-        'one cube beside a cube of cubes: lines grow by k, faces by k^2, bodies by k^3.',
-        f'length {k} * {cm} = {k * cm} cm; faces {k}^2 = {k * k}; weight {k}^3 = {k**3} and {k**3} * {num(kg)} {eq(k**3 * kg, "kg")}.',
-        [f'{num(k**3 * kg)} kg rest on faces only {k * k} times larger: each bears {k} times the load, so make the {what} thicker or lighter.',
-         f'each face of the {what} bears {k} times the load at {num(k**3 * kg)} kg; use less {stuff} inside.'], k=k, cm=cm, kg=kg)
+        [f'look: the small {what} is {cm} cm long and weighs {num(kg)} kg; all sides grow {k} times.',
+         f'look: same {stuff}, same shape, each side of the {what} {k} times longer.'],
+        ['draw one cube beside a cube of cubes: lines grow by k, faces by k^2, bodies by k^3.',
+         'sketch both to scale: a line on a side grows by k, a face by k^2, the whole shape by k^3.'],
+        f'in proportion, length {k} * {cm} = {k * cm} cm; faces {k}^2 = {k * k}; weight {k}^3 = {k**3} and {k**3} * {num(kg)} '
+        f'{eq(k**3 * kg, "kg")}.',
+        [f'{num(k**3 * kg)} kg rest on faces only {k * k} times larger: each bears {k} times the load, so draw the {what} '
+         'thicker or lighter.',
+         f'each face of the {what} bears {k} times the load at {num(k**3 * kg)} kg; the shape needs less {stuff} inside.'], k=k,
+                cm=cm, kg=kg)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-canal
 def check_canal(r, about):
@@ -481,13 +509,14 @@ def canal(rng, about):
         f'A canal ({w} m wide, {num(d)} m deep, {num(v)} m/s) feeds a {basin} of {tank} m^3 near the {where}. How long must {who} wait?',
         f'Near the {where}, {who} measures a canal of {w} m by {num(d)} m with water at {num(v)} m/s. '
         f'How fast does it fill a {basin} of {tank} m^3?'],
-        [f'a leaf on the canal moves {num(v)} m each second; the {basin} holds {tank} m^3.',
-         f'the water moves at {num(v)} m/s toward a {basin} of {tank} m^3.'],
-        [f'a box of water, {w} m by {num(d)} m, as long as the way of one second.',
-         f'the cut of the canal, {w} m by {num(d)} m, pushed along by the stream.'],
-        f'flow {w} * {num(d)} * {num(v)} {eq(q, "m^3/s")}; time {tank} / {num(q)} {eq(t, "s")}.',
-        [f'the {basin} is full after {num(t)} s; a wider canal is quicker but takes land from the {where}.',
-         f'{num(t)} s for the {basin}; twice the depth would halve it and cost more digging.'], w=w, d=d, v=v, tank=tank)
+        [f'look: a leaf on the canal moves {num(v)} m each second; the {basin} holds {tank} m^3.',
+         f'look how the water moves at {num(v)} m/s toward a {basin} of {tank} m^3.'],
+        [f'draw a box of water, {w} m by {num(d)} m, its long side the way of one second.',
+         f'sketch the shape of the cut, {w} m by {num(d)} m, pushed along a line by the stream.'],
+        f'flow {w} * {num(d)} * {num(v)} {eq(q, "m^3/s")}; as this is to a second, so is the {basin} to its time, {tank} / '
+        f'{num(q)} {eq(t, "s")}.',
+        [f'the {basin} is full after {num(t)} s; a wider shape is quicker but takes land from the {where}.',
+         f'{num(t)} s for the {basin}; a deeper side line would shorten it and cost more digging.'], w=w, d=d, v=v, tank=tank)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-wing
 def check_wing(r, about):
@@ -509,12 +538,13 @@ def wing(rng, about):
         f'{v} m/s. How large a wing?',
         f'A wing like that of a {bird}, of {wood} and {cloth}, must carry {m} kg at {v} m/s. Which area does {who} need?',
         f'What wing area lifts {who} and a glider of {wood} and {cloth}, {m} kg in all, at {v} m/s, if a {bird} is the pattern?'],
-        [f'the {bird} holds its wing at a slope and presses air of 1.2 kg/m^3 down.',
-         f'the {bird} glides because air, 1.2 kg/m^3, is turned downward.'],
-        f'weight points down, lift up: 1.2 * {v}^2 * A / 2 with a lift coefficient of 1.',
-        f'A = 2 * {m} * 9.81 / (1.2 * {v}^2) {eq(area, "m^2")}.',
-        [f'{num(area)} m^2 of {cloth}; flying faster needs less wing but means a harder landing.',
-         f'build {num(area)} m^2; more {cloth} flies slower, but the {wood} gets heavy.'], m=m, v=v)
+        [f'look: the {bird} holds its wing at a slope and presses air of 1.2 kg/m^3 down.',
+         f'look at the shape of the {bird}: it glides because air, 1.2 kg/m^3, is turned downward.'],
+        [f'draw the weight as a line down, the lift as a line up: 1.2 * {v}^2 * A / 2 with a lift coefficient of 1.',
+         f'sketch the wing from the side, and a line for its lift, 1.2 * {v}^2 * A / 2 with a lift coefficient of 1.'],
+        f'in proportion to the weight, A = 2 * {m} * 9.81 / (1.2 * {v}^2) {eq(area, "m^2")}.',
+        [f'{num(area)} m^2 of {cloth}; a faster design needs less wing but lands harder.',
+         f'draw {num(area)} m^2 to scale; more {cloth} flies slower, but the {wood} gets heavy.'], m=m, v=v)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-pulley
 def check_pulley(r, about):
@@ -531,12 +561,12 @@ def pulley(rng, about):
         f'{who} wants {a(what)} of {load} N on a {high} {h} m up and has a tackle in which {n} ropes carry it. What pull, and how much rope?',
         f'With {n} carrying ropes in the tackle, how hard must {who} pull to raise {a(what)} of {load} N by {h} m to the {high}, and how far?',
         f'{a(what).capitalize()} of {load} N hangs on {n} strands below a {high}. {who} lifts it {h} m. Estimate force and rope.'],
-        [f'{n} strands share the {what}, and each carries the same.', f'the {what} hangs on {n} equal strands.'],
-        [f'{n} upright lines between two rows of wheels, and one line that runs to the hand.',
-         f'{n} lines up, one down to the hand of {who}.'],
-        f'pull {load} / {n} {eq(load / n, "N")}; rope {n} * {h} = {n * h} m.',
-        [f'{num(load / n)} N are enough, and {n * h} m of rope pay for it.',
-         f'{who} pulls only {num(load / n)} N but through {n * h} m of rope.'], n=n, load=load, h=h)
+        [f'look: {n} strands share the {what}, and each carries the same.', f'look up: the {what} hangs on {n} equal strands.'],
+        [f'draw {n} upright lines between two rows of wheels, and one line that runs to the hand.',
+         f'sketch {n} lines up, one down to the hand of {who}.'],
+        f'in proportion, pull {load} / {n} {eq(load / n, "N")}; rope {n} * {h} = {n * h} m.',
+        [f'{num(load / n)} N by hand are enough, and {n * h} m of rope pay for it.',
+         f'the hand of {who} pulls only {num(load / n)} N but through {n * h} m of rope.'], n=n, load=load, h=h)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-canvas
 def check_canvas(r, about):
@@ -561,11 +591,14 @@ def canvas(rng, about):
         f'A picture of a {scene} in {paint} is {w} cm wide, and width to height is {p} to {q}. Where does {who} put the horizon, '
         f'if it is at {third} of the height?',
         f'Width {w} cm, width to height {p} to {q}, horizon at {third}: help {who} to lay out a {scene} in {paint}.'],
-        [f'a {scene} in {paint}; the eye rests where the height is cut at {third}.',
-         f'the {scene} wants a frame of {p} to {q}, {w} cm wide.'],
-        [f'a frame of {p} to {q} and one level line.', f'a box, {p} parts wide and {q} high, with the horizon across it.'],
-        f'height {w} * {q} / {p} {eq(h, "cm")}; horizon {num(h)} {"/ 3" if low else "* 2 / 3"} {eq(y, "cm")}.',
-        [f'the line is {num(y)} cm from the bottom: {pair}.', f'at {num(y)} cm from the bottom the {scene} gets {pair}.'], w=w, p=p,
+        [f'look: a {scene} in {paint}; the eye rests where the height is cut at {third}.',
+         f'look: the {scene} wants a frame of {p} to {q}, {w} cm wide.'],
+        [f'draw a frame with sides of {p} to {q} and one level line.',
+         f'sketch the shape to scale, {p} parts wide and {q} high, with the horizon as a line across it.'],
+        f'as {p} is to {q}, so is width to height: height {w} * {q} / {p} {eq(h, "cm")}; horizon {num(h)} '
+        f'{"/ 3" if low else "* 2 / 3"} {eq(y, "cm")}.',
+        [f'draw the line {num(y)} cm from the bottom: {pair}.', f'at {num(y)} cm from the bottom the {scene} gets {pair}.'], w=w,
+                p=p,
          q=q, low=low)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-stairs
@@ -589,13 +622,15 @@ def stairs(rng, about):
         'heights and a depth make 63 cm?',
         f'The {where} needs {stuff} stairs with {n} steps over {rise} cm. Two heights and one depth should be 63 cm. Find the step for {who}.',
         f'{n} steps of {stuff} climb {rise} cm in the {where}. With twice the height plus the depth at 63 cm, what does {who} build?'],
-        [f'a stride of 63 cm covers two heights and a depth; {n} steps climb {rise} cm.',
-         f'{who} climbs {rise} cm in {n} steps with a stride of 63 cm.'],
-        ['a saw line of equal teeth, each one height up and one depth along.', f'{n} equal teeth of {stuff}, seen from the side.'],
-        f'height {rise} / {n} {eq(rise / n, "cm")}; depth 63 - 2 * {num(step)} {eq(63 - 2 * step, "cm")}; length {n} * '
+        [f'look: a stride of 63 cm covers two heights and a depth; {n} steps climb {rise} cm.',
+         f'look at the stride: 63 cm, while {who} climbs {rise} cm in {n} steps.'],
+        ['draw a saw line of equal teeth, each one height up and one depth along.',
+         f'sketch {n} equal teeth of {stuff}, to scale, seen from the side.'],
+        f'in proportion, height {rise} / {n} {eq(rise / n, "cm")}; depth 63 - 2 * {num(step)} {eq(63 - 2 * step, "cm")}; length '
+        f'{n} * '
         f'{num(tread)} {eq(n * tread, "cm")}.',
-        [f'it takes {num(n * tread)} cm of floor; steeper stairs save floor and tire the legs.',
-         f'{num(n * tread)} cm of floor in the {where}; fewer steps would be shorter but steep.'], rise=rise, n=n)
+        [f'the drawing takes {num(n * tread)} cm of floor; a steeper line saves floor and tire the legs.',
+         f'{num(n * tread)} cm of floor in the {where}; a design of fewer steps would be shorter but steep.'], rise=rise, n=n)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-shadow
 def check_shadow(r, about):
@@ -616,13 +651,14 @@ def shadow(rng, about):
         f'How tall is it, asks {who}.',
         f'{who} cannot climb the {tall} near the {where}. Its shadow is {far} m long, that of a {num(stick)} m stick {num(s)} m. Find the height.',
         f'How high is the {tall} at the {where}? {who} finds a shadow of {far} m, while a stick of {num(stick)} m has one of {num(s)} m.'],
-        [f'the sun draws the stick and the {tall} at one slant; the shadow is {than} the stick.',
-         f'one sun, one slant: the shadow of the stick is {than} the stick.'],
-        ['two triangles of one shape, a small one and a large one.',
-         f'a small triangle for the stick, the same shape large for the {tall}.'],
-        f'{num(stick)} * {far} / {num(s)} {eq(h, "m")}.',
+        [f'look: the sun draws the stick and the {tall} at one slant; the shadow is {than} the stick.',
+         f'look: one sun, one slant, and the shadow of the stick is {than} the stick.'],
+        ['draw two triangles of one shape, a small one and a large one.',
+         f'sketch a small triangle for the stick, the same shape large for the {tall}.'],
+        f'in proportion, as stick is to shadow: {num(stick)} * {far} / {num(s)} {eq(h, "m")}.',
         [f'the {tall} is {num(h)} m tall; a longer stick gives a finer measure but needs a steadier hand.',
-         f'{num(h)} m without a ladder, though a soft edge of the shadow blurs the number.'], stick=stick, s=s, far=far)
+         f'{num(h)} m without a ladder, though a soft line at the edge of the shadow blurs the number.'], stick=stick, s=s,
+                far=far)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-wheel-check
 def check_water_wheel(r, about):
@@ -648,14 +684,15 @@ def water_wheel(rng, about):
         f'How much water reaches the {where}?',
         f'The {where} drinks from a bucket wheel in the {stream}, {num(d)} m across, {num(v)} m/s at the rim, {b} buckets of '
         f'{cup} litres. Find the yield a minute for {who}.'],
-        [f'the {stream} carries the rim along at {num(v)} m/s; {b} buckets pour out each turn.',
-         f'{b} buckets dip into the {stream} on each turn of the rim.'],
-        [f'a circle of {num(d)} m with {b} small boxes on its edge.',
-         f'a ring, {num(d)} m across, with {b} buckets drawn like beads.'],
-        f'rim pi * {num(d)} {eq(math.pi * d, "m")}; turns 60 * {num(v)} / {num(rim)} {eq(60 * v / rim)} a minute; {num(n)} * {b} '
+        [f'look: the {stream} carries the rim along at {num(v)} m/s; {b} buckets pour out each turn.',
+         f'look: {b} buckets dip into the {stream} on each turn of the rim.'],
+        [f'draw a circle of {num(d)} m to scale, with {b} small boxes along its line.',
+         f'sketch a ring, {num(d)} m across, with {b} buckets drawn like beads.'],
+        f'rim line pi * {num(d)} {eq(math.pi * d, "m")}; turns 60 * {num(v)} / {num(rim)} {eq(60 * v / rim)} a minute; {num(n)} '
+        f'* {b} '
         f'* {cup} {eq(n * b * cup)}.',
-        [f'{num(n * b * cup)} litres a minute; larger buckets lift more but slow the wheel.',
-         f'the {where} gets {num(n * b * cup)} litres a minute, less what spills.'],
+        [f'{num(n * b * cup)} litres a minute; a design with larger buckets lifts more but slows the wheel.',
+         f'the {where} gets {num(n * b * cup)} litres a minute in this proportion, less what spills at the side.'],
         d=d, v=v, b=b, cup=cup)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-pools
@@ -693,11 +730,13 @@ def amplitude(rng, about):
         f'In {lab}, {who} prepares {a(what)} whose amplitude for {up} is {x}; the rest is {down}. What will {n} such measurements show?',
         f'{who} has {a(what)} in {lab} in a superposition of {up} (amplitude {x}) and {down}. Chances, and counts in {n} runs?',
         f'{a(what).capitalize()} in {lab} has the amplitude {x} for {up}, otherwise {down}. {who} measures {n} copies. What is to be expected?'],
-        [f'the {what} is in {up} and {down} at once, with amplitude {x} for {up}.', f'{x} for {up} and the rest for {down}.'],
+        [f'the {what} is in a superposition of two states, with amplitude {x} for {up}.',
+         f'superposition of the basis states {up}, amplitude {x}, and {down}.'],
         ['a probability is the square of an amplitude, and both add up to 1.', 'square the amplitude; the two squares make 1.'],
-        f'{x}^2 {eq(p)} for {up} and 1 - {num(p)} {eq(1 - p)} for {down}.',
-        [f'{n} * {num(p)} {eq(n * p)} times {up} and {num(n - n * p)} times {down}, give or take chance.',
-         f'about {num(n * p)} of {n} runs in {up} ({n} * {num(p)} {eq(n * p)}), {num(n - n * p)} in {down}.'], x=x, n=n)
+        f'probability {x}^2 {eq(p)} for {up} and 1 - {num(p)} {eq(1 - p)} for {down}.',
+        [f'expectation: {n} * {num(p)} {eq(n * p)} times {up} and {num(n - n * p)} times {down}, give or take chance.',
+         f'to measure shows {num(n * p)} of {n} runs in {up} ({n} * {num(p)} {eq(n * p)}), {num(n - n * p)} in {down}.'], x=x,
+                n=n)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-slits
 FRINGE = {0: 4, 60: 3, 120: 1, 180: 0}  # degrees between the paths -> |1 + e^(i phase)|^2
@@ -720,13 +759,14 @@ def two_slits(rng, about):
         f'{phase} degrees. And both?',
         f'A counter behind two slits in {lab} gets {n} {what}s a second from each slit alone. What does {who} see with both, at '
         f'a phase of {phase} degrees?'],
-        [f'two paths for one {what}, equal amplitudes, phase {phase} degrees.',
-         f'the {what} may take either slit; the paths differ by {phase} degrees.'],
+        [f'a superposition of two paths for one {what}, equal amplitudes, phase {phase} degrees.',
+         f'the state of the {what} is a superposition of both slits, {phase} degrees apart.'],
         ['add the amplitudes first, then square: 2 + 2 * cos(phase) times one slit.',
          'paths that cannot be told apart add their amplitudes: 2 + 2 * cos(phase).'],
-        f'2 + 2 * cos({phase}) = {f}, and {f} * {n} = {f * n}.',
-        [f'{f * n} {what}s a second; if the slit were recorded, 2 * {n} = {2 * n} {what}s and no fringes.',
-         f'{who} counts {f * n} {what}s a second, but 2 * {n} = {2 * n} {what}s once the path is known.'], n=n, phase=phase,
+        f'the amplitude squared is 2 + 2 * cos({phase}) = {f} times one slit, and {f} * {n} = {f * n}.',
+        [f'expectation: {f * n} {what}s a second; if the slit were measured, 2 * {n} = {2 * n} {what}s and no fringes.',
+         f'{who} can expect {f * n} {what}s a second, but 2 * {n} = {2 * n} {what}s once the path is measured.'], n=n,
+                phase=phase,
          what=what)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-register
@@ -748,12 +788,13 @@ def register(rng, about):
         f'how often in {runs} runs?',
         f'A register of {n} {many} in {lab} holds every pattern of 0 and 1 with equal amplitude. What does {who} find in {runs} runs?',
         f'In {lab}, {n} {many} are each 0 and 1 at once, evenly. How many patterns are there, and what will {who} count in {runs} runs?'],
-        [f'{n} {many}, each 0 or 1, all patterns with one amplitude.', f'every pattern of {n} {many} at once, evenly.'],
+        [f'{n} {many} as qubits, each 0 or 1, all basis states with one amplitude.',
+         f'a superposition of every pattern of {n} {many}, evenly.'],
         [f'patterns multiply: 2^{n} = {size}; equal amplitudes give equal chances.',
          f'each of the {many} doubles the list, so 2^{n} = {size} patterns.'],
-        f'one pattern has probability 1 / {size}; {runs} / {size} {eq(runs / size)}.',
-        [f'a run shows one pattern only; each is expected {num(runs / size)} times in {runs}.',
-         f'{who} reads one pattern a run, and each about {num(runs / size)} times.'], n=n, runs=runs)
+        f'the amplitude squared is the probability 1 / {size}; expectation {runs} / {size} {eq(runs / size)}.',
+        [f'to measure shows one state only; each is expected {num(runs / size)} times in {runs}.',
+         f'{who} measures one state a run, and each about {num(runs / size)} times.'], n=n, runs=runs)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-malus
 def check_polariser(r, about):
@@ -778,12 +819,13 @@ def polariser(rng, about):
         f'Two filters in {lab} stand {x} degrees from vertical and another {y} degrees on. Of {n} vertical photons of a '
         f'{source}, how many reach {who}?'],
         [f'a vertical photon is a superposition of passing and not passing at {x} degrees.',
-         f'{n} vertical photons, turns of {x} and then {y} degrees.'],
-        ['one filter lets a photon pass with probability cos(angle)^2 and sets it to its own angle.',
-         'passing has the chance cos(angle)^2, and each filter starts anew.'],
+         f'{n} vertical photons, each in a superposition of two states, turns of {x} and then {y} degrees.'],
+        ['the amplitude to pass is cos(angle), the probability its square, and the filter sets the state anew.',
+         'each filter measures: probability cos(angle)^2, the amplitude squared, and a new state.'],
         f'cos({x})^2 = {num(p)}, cos({y})^2 = {num(q)}, together {num(p)} * {num(q)} {eq(both)}.',
-        [f'{n} * {num(both)} {eq(n * val(both))} photons of the {source} pass.',
-         f'of the {source}, {n} * {num(both)} {eq(n * val(both))} photons get through.'], n=n, x=x, y=y)
+        [f'expectation: {n} * {num(both)} {eq(n * val(both))} photons of the {source} pass.',
+         f'of the {source} the expected number is {n} * {num(both)} {eq(n * val(both))} photons, measured behind both.'], n=n,
+                x=x, y=y)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-decay
 def check_decay(r, about):
@@ -804,13 +846,13 @@ def decay(rng, about):
         f'{who} keeps {n} nuclei of {kind} in {lab}. The half-life is {half} {unit}. How many are left after {span} {unit}?',
         f'Of {n} {kind} nuclei in {lab} (half-life {half} {unit}), what can {who} expect to find after {span} {unit}?',
         f'{kind.capitalize()} has a half-life of {half} {unit}. {who} stores {n} nuclei in {lab} for {span} {unit}. What remains?'],
-        [f'each nucleus of {kind} may decay or stay, and nothing in it keeps time.',
-         f'{n} nuclei of {kind}, each with its own chance to decay.'],
-        [f'in {half} {unit} one nucleus survives with probability 1/2, whatever its age.',
-         f'every {half} {unit} the chance to survive is halved, and age does not count.'],
+        [f'each nucleus of {kind} is in a superposition of two states, decayed and not, and nothing in it keeps time.',
+         f'{n} nuclei of {kind}, each a superposition of the basis states whole and decayed.'],
+        [f'the amplitude squared is the probability to survive: 1/2 in {half} {unit}, whatever the age.',
+         f'every {half} {unit} the squared amplitude, its probability to survive, is halved.'],
         f'{span} / {half} = {k} half-{"life" if k == 1 else "lives"}, so 1 / 2^{k} = 1 / {2**k}.',
-        [f'{n} / {2**k} {eq(left)} nuclei of {kind} are left on average.',
-         f'{who} expects {n} / {2**k} {eq(left)}; which ones, nobody can say.'],
+        [f'the expectation is {n} / {2**k} {eq(left)} nuclei of {kind} when they are measured.',
+         f'{who} expects {n} / {2**k} {eq(left)} when measuring; which ones, nobody can say.'],
         n=n, span=span, kind=kind)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-pair
@@ -833,12 +875,14 @@ def detectors(rng, about):
         f'How many of {n} are seen?',
         f'A {what} in {where} passes two independent {device}s that see it with probability {p} and {q}. What does {who} expect of {n} of them?',
         f'In {where}, {who} sends {n} {what}s past two independent {device}s with chances {p} and {q}. How many are noticed at least once?'],
-        [f'each {what} may be seen by both, by one or by no {device}.', f'four cases for each {what}: both, first, second, neither.'],
-        ['independent chances multiply; at least one is the opposite of none.', 'multiply the chances to miss, then take the rest.'],
+        [f'each {what} leaves a superposition of states: measured by both, by one or by no {device}.',
+         f'basis states for each {what}: both, first, second, neither, in superposition.'],
+        ['each amplitude squared is a probability; independent ones multiply, and at least one is the opposite of none.',
+         'a probability is an amplitude squared; multiply those to miss, then take the rest.'],
         f'miss 1 - {p} = {num(1 - p)} and 1 - {q} = {num(1 - q)}; both miss {num(1 - p)} * {num(1 - q)} = {num(miss)}; seen 1 - '
         f'{num(miss)} = {num(1 - miss)}.',
-        [f'{n} * {num(1 - miss)} {eq(n * (1 - miss))} {what}s are seen on average.',
-         f'{who} can expect {n} * {num(1 - miss)} {eq(n * (1 - miss))} of {n}.'], p=p, q=q, n=n)
+        [f'expectation: {n} * {num(1 - miss)} {eq(n * (1 - miss))} {what}s are measured.',
+         f'{who} can expect to measure {n} * {num(1 - miss)} {eq(n * (1 - miss))} of {n}.'], p=p, q=q, n=n)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-bayes-check
 def check_bayes(r, about):
@@ -866,12 +910,14 @@ def bayes(rng, about):
         'What does a mark mean?',
         f'A {what} of the {where} was marked by a test that marks {s} % of the {bad} and {f} % of the good. '
         f'{base} of 1000 are {bad}. How sure can {who} be?'],
-        [f'before the test, {base} of 1000 {many} are {bad} and 1000 - {base} = {1000 - base} are good.',
-         f'{base} {bad} {many} and 1000 - {base} = {1000 - base} good ones.'],
-        ["Bayes' rule: the share of true marks among all marks.", 'count all marks and ask how many are true.'],
-        f'true marks {base} * {s} / 100 = {hits}; false marks {1000 - base} * {f} / 100 = {false}; {hits} / ({hits} + {false}) {eq(p)}.',
-        [f'the marked {what} is {bad} with probability {num(p)}.',
-         f'{num(p)}: a mark {"makes it likely" if p > .5 else "is not yet a proof"} that the {what} is {bad}.'],
+        [f'a superposition of the states |{bad}> for {base} and |good> for 1000 - {base} = {1000 - base} {many}.',
+         f'two basis states, |{bad}> with {base} and |good> with 1000 - {base} = {1000 - base} of the {many}.'],
+        ['the amplitude squared is the probability; to measure keeps the marked states, and their share counts.',
+         "Bayes' rule after a measurement: squared amplitudes, true marks among all marks."],
+        f'expected true marks {base} * {s} / 100 = {hits}; false marks {1000 - base} * {f} / 100 = {false}; {hits} / ({hits} + '
+        f'{false}) {eq(p)}.',
+        [f'the marked {what} is measured as |{bad}> with probability {num(p)}.',
+         f'probability {num(p)}: a mark {"makes it likely" if p > .5 else "is not yet a proof"} that the {what} is {bad}.'],
         base=base, s=s, f=f)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-photon
@@ -894,14 +940,16 @@ def photon(rng, about):
         f'{who} shines {colour} light of {nm} nm on {metal} in {lab}. An electron needs {w} eV to leave. Does it?',
         f'In {lab}, {colour} light ({nm} nm) falls on {metal}, whose electrons are held by {w} eV. Does {who} see electrons come out?',
         f'Can {colour} light of {nm} nm free electrons from {metal}, which holds them with {w} eV? {who} tries it in {lab}.'],
-        [f'light of {nm} nm comes in quanta; {metal} holds its electrons with {w} eV.',
-         f'one quantum of {colour} light meets one electron of {metal}.'],
-        ['a quantum has E = 1240 / wavelength, in eV for nm, and is taken whole or not at all.',
-         'E = 1240 / wavelength, eV for nm; one quantum, one electron.'],
+        [f'light of {nm} nm comes in quanta; {metal} holds its electrons in bound states of {w} eV.',
+         f'one quantum of {colour} light meets one electron of {metal}, a superposition of two states, bound and free.'],
+        ['E = 1240 / wavelength, in eV for nm; amplitude squared counts quanta, and one is taken whole or not at all.',
+         'brightness is amplitude squared, the probability of a quantum; each has E = 1240 / wavelength, in eV for nm.'],
         put + (f'{num(e)} - {w} {eq(e - w, "eV")}.' if e > w else f'{num(e)} is less than {w}.'),
-        [f'electrons leave the {metal} with up to {num(e - w)} eV.', f'{who} sees electrons of up to {num(e - w)} eV.'] if e > w else
-        [f'no electron leaves the {metal}, however bright the light.',
-         f'{who} sees no electron; more light only brings more quanta that are too small.'], nm=nm, w=w, colour=colour, metal=metal)
+        [f'to measure shows electrons that leave the {metal} with up to {num(e - w)} eV.',
+         f'{who} can expect to measure electrons of up to {num(e - w)} eV.'] if e > w else
+        [f'{who} will measure no electron from the {metal}, however bright the light.',
+         f'expected and measured: no electron; more light only brings more quanta that are too small.'], nm=nm, w=w,
+                colour=colour, metal=metal)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-mz
 def check_interferometer(r, about):
@@ -922,12 +970,13 @@ def interferometer(rng, about):
         f'{sides[0]} exit. How are {n} shared between {sides[0]} and {sides[1]}?',
         f'With {phase} degrees between its arms, how does the interferometer of {who} in {lab} share {n} {what}s between the '
         f'{sides[0]} and the {sides[1]} exit?'],
-        [f'equal amplitudes in both arms, {phase} degrees apart.',
-         f'each {what} is in both arms, with {phase} degrees between them.'],
-        [f'the {sides[0]} exit adds the arms, the {sides[1]} exit subtracts them: cos(phase / 2)^2 and the rest.',
-         f'{sides[0]} gets cos(phase / 2)^2, {sides[1]} what is left.'],
-        f'cos({phase} / 2)^2 = {num(p)} for {sides[0]}, 1 - {num(p)} = {num(1 - p)} for {sides[1]}.',
-        [f'{n} * {num(p)} {eq(n * p)} {what}s by the {sides[0]} exit, {num(n * (1 - p))} by the {sides[1]}.'], n=n, phase=phase)
+        [f'a superposition with equal amplitudes in both arms, {phase} degrees apart.',
+         f'each {what} is in a superposition of two states, the arms, with {phase} degrees between them.'],
+        [f'the {sides[0]} exit adds the amplitudes, the {sides[1]} exit subtracts them: squared, cos(phase / 2)^2 and the rest.',
+         f'amplitude squared: {sides[0]} gets cos(phase / 2)^2, {sides[1]} what is left.'],
+        f'probability cos({phase} / 2)^2 = {num(p)} for {sides[0]}, 1 - {num(p)} = {num(1 - p)} for {sides[1]}.',
+        [f'expectation: {n} * {num(p)} {eq(n * p)} {what}s are measured by the {sides[0]} exit, {num(n * (1 - p))} by the '
+         f'{sides[1]}.'], n=n, phase=phase)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-heis-check
 SPREAD = 57.9  # km/s for an electron held within 1 nm: h / (4 * pi * mass)
@@ -953,13 +1002,16 @@ def uncertainty(rng, about):
         f'{who} locks an electron into a {box} {num(nm)} nm wide, in {lab}. What is the least spread of its speed, and what is '
         f'it in a {box} {k} times narrower?',
         f'What spread of speed must {who} accept for an electron within {num(nm)} nm, in a {box} in {lab}, and if it shrinks {k} times?'],
-        [f'an electron spread over {num(nm)} nm is a sum of many waves, so of many speeds.',
-         f'one electron, its place known to {num(nm)} nm.'],
-        ['spread of place times spread of speed is at least h / (4 * pi * mass), 57.9 km/s for an electron within 1 nm.',
-         'the product of both spreads is at least h / (4 * pi * mass), for an electron 57.9 km/s times 1 nm.'],
+        [f'an electron spread over {num(nm)} nm is a superposition of many waves, so of many speeds.',
+         f'the state of one electron, its place measured to {num(nm)} nm, is a superposition of speeds.'],
+        ['amplitudes narrow in place are wide in speed: the spreads multiply to at least h / (4 * pi * mass), 57.9 km/s for an '
+         'electron within 1 nm.',
+         'the squared amplitude has a spread in place and one in speed; their product is at least h / (4 * pi * mass), for an '
+         'electron 57.9 km/s times 1 nm.'],
         f'57.9 / {num(nm)} {eq(SPREAD / nm, "km/s")}; smaller: {num(nm)} / {k} {eq(nm / k, "nm")}, 57.9 / {num(small)} '
         f'{eq(SPREAD / small, "km/s")}.',
-        [f'the tighter the {box}, the wider the speeds; no better tool changes that.', f'{who} gains in place and loses in speed.'],
+        [f'the tighter the {box}, the wider the speeds that are measured; no better tool changes that.',
+         f'{who} can expect to measure a better place and a worse speed.'],
          nm=nm, k=k)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-pools
@@ -1036,7 +1088,7 @@ def argument(rng, about):
         f'{who} argues: if {p[0]}, {q[0]}. Now {fact}. So {result}. Is that valid?',
         f'"If {p[0]}, {q[0]}. And {fact}. Therefore {result}," says {who}. Does it follow?',
         f'{who} knows that {q[0]} if {p[0]}, sees that {fact}, and concludes that {result}. Is the argument valid?'],
-        [f'if {p[0]}, {q[0]}; and {fact}.', f'{q[0]} if {p[0]}; {fact}.'],
+        [f'premises: if {p[0]}, {q[0]}; and {fact}.', f'the argument rests on two premises: {q[0]} if {p[0]}; {fact}.'],
         f'{form}: {CONDITIONAL[form][2]}.',
         f'of 4 rows of the truth table {held} {"has" if valid else "have"} true premises; the conclusion is true in 1 of {held}.',
         [f'valid: given the premises, {result}.', f'valid; whoever grants the premises must grant that {result}.'] if valid else
@@ -1049,7 +1101,8 @@ def check_conclude(r, about):
     second, conclusion, _ = CONDITIONAL[form]
     _, held, true = truth_table([lambda p, q: not p or q, second], conclusion, 2)
     fact, result = _case(form, p, q)
-    says(r, fact, f'leave {held} of 4 rows', f'that {result}' if held == true else 'nothing')
+    said = (f'that {result}', 'a valid conclusion') if held == true else ('nothing', 'no conclusion about it is valid')
+    says(r, fact, f'leave {held} of 4 rows', *said)
     assert (_verdict(r) == 'nothing') == (held != true)
 
 @family('perspectives', 'philosophical', check_conclude)
@@ -1063,12 +1116,14 @@ def conclude(rng, about):
         f'Whenever {p[0]}, {q[0]}. Today {fact}. What can {who} conclude?',
         f'{who} has a rule: if {p[0]}, then {q[0]}. It turns out that {fact}. What follows from this?',
         f'Suppose that {q[0]} whenever {p[0]}. {who} finds that {fact}. Does anything follow?'],
-        f'the rule says: if {p[0]}, {q[0]}; the fact is that {fact}.',
-        [f'P is "{p[0]}", Q is "{q[0]}"; the rule forbids P without Q.',
-         f'the rule rules out one case only: P ({p[0]}) without Q ({q[0]}).'],
-        f'rule and fact together leave {2 - valid} of 4 rows of the truth table' + ('.' if valid
+        [f'premises: if {p[0]}, {q[0]}; and {fact}.', f'one premise says: if {p[0]}, {q[0]}; the other, that {fact}.'],
+        [f'form: P is "{p[0]}", Q is "{q[0]}", and if P then Q forbids P without Q.',
+         f'a conditional in form, it rules out one case only: P ({p[0]}) without Q ({q[0]}).'],
+        f'both premises leave {2 - valid} of 4 rows of the truth table' + ('.' if valid
             else f', and in only one of them {result}.'),
-        f'it follows that {result}.' if valid else f'nothing follows about whether {about_what}.', form=form, p=list(p), q=list(q))
+        f'it follows that {result}, a valid conclusion.' if valid else
+        f'nothing follows about whether {about_what}; no conclusion about it is valid.',
+        form=form, p=list(p), q=list(q))
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-lists
 DISJUNCTION = {'disjunctive syllogism': (lambda p, q: not p, lambda p, q: q, 'P or Q; not P; so Q'),
@@ -1125,11 +1180,12 @@ def either(rng, about):
         f'{who} is told that {p[0]} or {q[0]}, perhaps both. As {fact}, {who} infers that {result}. Rightly?',
         f'At least one is true: {p[0]}, or {q[0]}. {who} learns that {fact} and says: so {result}. Is the step sound in form?',
         f'"{p[0]} or {q[0]}, maybe both; {fact}; hence {result}." Is this argument of {who} valid?'],
-        [f'{p[0]} or {q[0]}; and {fact}.', f'at least one of two: {p[0]}, {q[0]}; known is that {fact}.'],
+        [f'premises: {p[0]} or {q[0]}; and {fact}.', f'at least one of two, {p[0]}, {q[0]}; the other premise is that {fact}.'],
         f'{form}: {DISJUNCTION[form][2]}.',
         f'of 4 rows of the truth table {"1 fits" if good else "2 fit"} the premises; '
         + ('the conclusion is true there.' if good else 'the conclusion is false in one of them.'),
-        [f'valid: one side is out, so {result}.', f'valid, for only the other side is left: {result}.'] if good else
+        [f'valid: one side is out, so it follows that {result}.',
+         f'valid, for only the other side is left: it follows that {result}.'] if good else
         [f'invalid: "or" allows both, so it does not follow that {result}.',
          f'invalid, since both may be true; it is not shown that {result}.'], form=form, p=list(p), q=list(q))
 
@@ -1154,10 +1210,11 @@ def chain(rng, about):
         f'{who} holds: {one_}; and {two}. So, says {who}, {last}. Is it valid?',
         f'From "{one_}" and "{two}" {who} draws "{last}". Does that follow?',
         f'{one_[0].upper() + one_[1:]}. Also, {two}. Can {who} conclude that {last}?'],
-        f'{one_}; {two}.', f'{form}: {written}.',
+        f'premises: {one_}; {two}.', f'{form}: {written}.',
         f'of 8 rows {4 if good else 5} make both premises true; the conclusion is true in 4 of {4 if good else 5}.',
-        [f'valid: the middle links both ends, and {last}.', f'valid, a chain: {last}.'] if good else
-        [f'invalid: nothing leads from one to the other, so "{last}" is not shown.',
+        [f'valid: the middle links both ends, and it follows that {last}.',
+         f'valid, a chain from which the conclusion follows: {last}.'] if good else
+        [f'invalid: nothing leads from one to the other, so "{last}" does not follow.',
          f'invalid, for the links do not meet; "{last}" may be false.'],
         form=form, pqr=pqr)
 
@@ -1184,10 +1241,11 @@ def need(rng, about):
         f'{rule}. {who} asks whether {have} is necessary {goal}, or sufficient, or both.',
         f'{rule}. Is {have} a necessary condition {goal}? A sufficient one? {who} wants to know.',
         f'{who} says that {have} is what it takes {goal}. {rule}. Is it necessary? Is it sufficient?'],
-        [f'the line is at {n}; the condition is {have}.', f'{n} are asked for; the condition is {have}.'],
-        ['sufficient: the condition brings the result; necessary: no result without it.',
-         'enough means sufficient; cannot do without means necessary.'],
-        f'{m} is {"more than" if m > n else "less than" if m < n else "equal to"} {n}, so ' +
+        [f'premise: the line is at {n}; the condition is {have}.',
+         f'{n} are asked for, says the premise; the claim is about {have}.'],
+        ['sufficient: if the condition, then the result follows; necessary: if the result, then the condition follows.',
+         'form: enough means that the result follows; what it cannot do without is necessary.'],
+        f'{m} is {"more than" if m > n else "less than" if m < n else "equal to"} {n}, so it follows that ' +
         ('the condition and the result come together.' if m == n else 'the condition brings the result, which can come without it.'
          if enough else 'the condition can hold without the result, but not the other way.'),
         f'{have} is ' + ('sufficient and also necessary' if m == n else 'sufficient, but not necessary,' if enough else
@@ -1232,11 +1290,13 @@ def soundness(rng, about):
         f'{who} argues: {p1}; {p2}; so {c}. Is the argument valid? Is it sound?',
         f'"{p1[0].upper() + p1[1:]}, and {p2}. Therefore {c}." Tell {who} whether this is valid, and whether it is sound.',
         f'From "{p1}" and "{p2}" {who} concludes that {c}. Judge validity and soundness.'],
-        f'1: {p1}. 2: {p2}.',
+        [f'premises 1: {p1}. 2: {p2}. Conclusion: {c}.', f'argument 1: {p1}. 2: {p2}. So it concludes that {c}.'],
         ['all A are B, x is A, so x is B: valid, whatever A and B are.', 'valid by form: what holds of all A holds of this A.'],
         why,
-        [f'valid and sound: it is shown that {c}.', 'valid, and sound as well, since both premises are true.'] if holds and right else
-        [f'valid but not sound: it does not show whether {c}.', 'valid but not sound; a false premise proves nothing.'],
+        [f'valid and sound: it follows that {c}.',
+         'valid, and sound as well, since both premises are true.'] if holds and right else
+        [f'valid but not sound: nothing follows about whether {c}.',
+         'valid but not sound; from a false premise nothing is proved.'],
         animal=animal, kind=kind, trait=many)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-plans
@@ -1285,12 +1345,14 @@ def fallacy(rng, about):
         f'{x} proposes to {plan}. {y} says: {reply}. Which fallacy is this?',
         f'The plan of {x} is to {plan}. "{reply[0].upper() + reply[1:]}," says {y}. What is wrong with that?',
         f'To the proposal of {x} to {plan}, {y} answers that {reply}. Name the mistake.'],
-        [f'{x} wants to {plan}; {y} says that {reply}.', f'the plan is to {plan}; the reply of {y}: {reply}.'],
-        f'{form}: {FALLACIES[form]}.',
-        [f'take the reply away, and the plan to {plan} is as good or bad as before.',
-         f'the reply can be true while it is right to {plan}, and also while it is wrong.'],
-        [f'no reason against or for it; ask {y} what it costs and whom it helps.',
-         f'the reply settles nothing; {x} and {y} should weigh costs and gains.'],
+        [f'claim: {x} wants to {plan}; the premise of {y} is that {reply}.',
+         f'the plan is to {plan}; the argument of {y}: {reply}.'],
+        [f'{form}: {FALLACIES[form]}, so the argument is not sound.',
+         f'not a sound form of argument but {form}: {FALLACIES[form]}.'],
+        [f'deny the premise, and the plan to {plan} is as good or bad as before.',
+         f'the premise can be true while it is right to {plan}, and also while it is wrong.'],
+        [f'no conclusion follows; ask {y} what it costs and whom it helps.',
+         f'from this nothing follows, and the conclusion is open; {x} and {y} should weigh costs and gains.'],
         form=form, plan=plan, count=count)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-values-check
@@ -1320,13 +1382,14 @@ def values(rng, about):
         f'{who} has to choose for the {where}: {o1} ({v1} {a1}, {v2} {a2}) or {o2} ({v1} {b1}, {v2} {b2}). '
         f'{v1.capitalize()} weighs {u}, {v2} weighs {v}.',
         f'Weigh {o1} against {o2} for {who} and the {where}. Weights: {v1} {u}, {v2} {v}. Marks: {a1} and {a2} for {o1}, {b1} and {b2} for {o2}.'],
-        [f'{o1} is better in {v1}, {o2} in {v2}; {v1} weighs {u}, {v2} {v}.',
-         f'two goods in conflict, {v1} (weight {u}) and {v2} (weight {v}).'],
-        ['weight * mark, added up, on condition that the values can be compared at all.',
-         'add weight * mark for each, if one scale fits both values.'],
+        [f'premises: {o1} is better in {v1}, {o2} in {v2}; {v1} weighs {u}, {v2} {v}.',
+         f'two premises and two goods in conflict, {v1} (weight {u}) and {v2} (weight {v}).'],
+        ['the form of the argument is weight * mark, added up; it is sound only if the values can be compared at all.',
+         'if one scale fits both values, then adding weight * mark is a valid form.'],
         f'{o1}: {u} * {a1} + {v} * {a2} = {x}; {o2}: {u} * {b1} + {v} * {b2} = {y}.',
-        [f'choose {best}, {max(x, y)} to {min(x, y)}; who gives {other} more weight may choose otherwise.',
-         f'by these weights choose {best}, {max(x, y)} to {min(x, y)}, and say openly that {other} loses.'], weights=[u, v],
+        [f'it follows: choose {best}, {max(x, y)} to {min(x, y)}; who denies the premise about {other} may conclude otherwise.',
+         f'from these premises it follows: choose {best}, {max(x, y)} to {min(x, y)}, and say openly that {other} loses.'],
+                weights=[u, v],
          first=[a1, a2], second=[b1, b2], options=[o1, o2])
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-count-check
@@ -1350,15 +1413,17 @@ def counterexample(rng, about):
         f'{who} claims that all {total} {what}s in the {where} are {how}, after looking at {seen}, of which {like} are {how}. Is the claim proved?',
         f'There are {total} {what}s in the {where}. {who} has seen {seen} and found {like} {how}. May {who} say that all are {how}?',
         f'Of {total} {what}s in the {where}, {who} looked at {seen}; {like} were {how}. What of the claim that every one is {how}?'],
-        [f'all {total} {what}s in the {where} are {how}.', f'each of {total} {what}s is {how}.'],
-        ['a claim about all falls with one exception and is proved only by all cases.',
-         'one exception refutes "all"; examples alone do not prove it.'],
-        f'exceptions {seen} - {like} = {odd}; not yet seen {total} - {seen} = {left}.',
-        {'refuted': [f'refuted by {times(odd, what)} of another kind; "most" would need its own count.',
-                     f'refuted: {times(odd, what)} {"is" if odd == 1 else "are"} not {how}.'],
-         'proved': [f'proved, since every {what} was looked at.', f'proved: no {what} is left, and none was an exception.'],
-         'open': [f'open: {times(left, what)} may still turn out otherwise.',
-                  f'open, for {times(left, what)} {"has" if left == 1 else "have"} not been seen.']}[verdict],
+        [f'claim: all {total} {what}s in the {where} are {how}.', f'conclusion to test: each of {total} {what}s is {how}.'],
+        ['in form, a claim about all falls with one counterexample and follows only from all cases.',
+         'one counterexample refutes "all"; from examples alone it does not follow.'],
+        f'premises: counterexamples {seen} - {like} = {odd}; not yet seen {total} - {seen} = {left}.',
+        {'refuted': [f'refuted by {times(odd, what)} of another kind; "most" would be another claim.',
+                     f'refuted: {times(odd, what)} {"is" if odd == 1 else "are"} not {how}, and the conclusion is false.'],
+         'proved': [f'proved, a sound argument, since every {what} was looked at.',
+                    f'proved: no {what} is left, so the conclusion follows from true premises.'],
+         'open': [f'open: it does not follow, for {times(left, what)} may still turn out otherwise.',
+                  f'open, for {times(left, what)} {"has" if left == 1 else "have"} not been seen, and nothing '
+                  'follows.']}[verdict],
         total=total, seen=seen, like=like)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-equi
@@ -1367,6 +1432,7 @@ def check_equivalent(r, about):
     same = sum(REWRITES[form](*row) == (not row[0] or row[1]) for row in product((True, False), repeat=2))
     says(r, form, _rewrite(form, p, q), f'agree in {same} of 4 rows')
     assert _verdict(r) == ('yes' if same == 4 else 'no')
+    assert ('invalid' if same == 4 else ' is valid') not in answer(r)
 
 @family('perspectives', 'philosophical', check_equivalent, held_out=True)
 def equivalent(rng, about):
@@ -1379,11 +1445,11 @@ def equivalent(rng, about):
         f'{who} writes "{first}" and then "{second}". Do both say the same?',
         f'Is "{second}" another way to put "{first}", as {who} thinks?',
         f'Does "{first}" mean just what "{second}" means? {who} is not sure.'],
-        [f'one: {first}. Other: {second}.', f'"{first}" beside "{second}".'],
-        [f'the second is the {form} of the first.', f'a conditional and its {form}.'],
+        [f'one premise: {first}. Other: {second}.', f'the claim is that "{second}" follows from "{first}", and the other way.'],
+        [f'in form the second is the {form} of the first.', f'by form, a conditional, if P then Q, and its {form}.'],
         f'the two agree in {4 if good else 2} of 4 rows of the truth table.',
-        ['yes, each can stand for the other.', 'yes; the words differ and the meaning does not.'] if good else
-        ['no, one can be true while the other is false.', 'no; they are often confused, but they part in 2 rows.'], form=form,
+        ['yes, each follows from the other.', 'yes; each conclusion follows, and the argument is valid both ways.'] if good else
+        ['no, one does not follow from the other.', 'no; as an argument it is invalid, for they part in 2 rows.'], form=form,
          p=list(p), q=list(q))
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-cons
@@ -1404,10 +1470,13 @@ def consistent(rng, about):
         f'{x} says that {s1}. {y} says that {s2}. And {z} adds that {s3}. Can all three be right?',
         f'Three notes lie on the table of {x} and {y}: "{s1}", "{s2}", "{s3}". Can they be true together?',
         f'{x} believes three things: {s1}; {s2}; {s3}. Would {y} find a contradiction?'],
-        f'{s1}; {s2}; {s3}.', f'{"; ".join(forms)}.', f'all three are true in {held} of 4 rows of the truth table.',
-        ['consistent: nothing forbids it, which does not make it true.', 'consistent; there is a way for all to be right.'] if held
+        [f'premises: {s1}; {s2}; {s3}.', f'three claims as premises, {s1}; {s2}; {s3}.'], f'{"; ".join(forms)} is the form.',
+                f'all three are true in {held} of 4 rows of the truth table.',
+        ['consistent: no contradiction follows, which does not make the premises true.',
+         'consistent; if all are right, no false conclusion follows.'] if held
          else
-        ['inconsistent: at least one must be given up.', 'inconsistent; whoever holds any two must deny the third.'],
+        ['inconsistent: a contradiction follows, and at least one premise must be given up.',
+         'inconsistent; from any two follows the opposite of the third.'],
          forms=list(forms))
 
 # %% ../../nbs/11a_data.perspectives.ipynb #all-corrupt
