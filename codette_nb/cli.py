@@ -18,15 +18,25 @@ def _command(sub, name, help, example, func):
     p.set_defaults(func=func)
     return p
 
-def _run_options(p, out, samples=True):
+def _mix_options(p):
+    p.add_argument('--weight', action='append', default=[], metavar='SOURCE=W',
+                   help='weight of a generated source (perspectives, tool_use, consciousness, mixed_reasoning): 2 twice as much, 0 none; may be repeated')
+    p.add_argument('--temperature', type=float, default=1., metavar='T', help='above 1 brings small and large sources nearer to each other (default: %(default)s)')
+    p.add_argument('--max-epochs', type=float, default=4., metavar='N', help='most readings of a document (default: %(default)s)')
+    p.add_argument('--forms', default='chat', metavar='F,F', help='how chats are written out: chat, qa, response, document, or several of them (default: %(default)s)')
+    p.add_argument('--keep', action='append', default=[], metavar='RULE',
+                   help='switch a cleaning rule off: short, letters, broken, unbroken, same_lines, same_run, placeholder, exact, near, overlap or all; may be repeated')
+
+def _run_options(p, out):
     p.add_argument('--data', action='append', default=[], metavar='PATH[:WEIGHT]',
-                   help="your own .txt .md .py .ipynb .jsonl file or folder, and how often to read it; may be repeated (default: Python's documentation)")
+                   help="your own text: a file, an archive or a folder of any readable kind, and how often to read it; may be repeated (default: Python's documentation)")
     p.add_argument('--samples', type=int, default=5000, metavar='N', help='generated training records, 0 for none (default: %(default)s)')
     p.add_argument('--out', default=out, metavar='RUN', help='folder for the run (default: %(default)s)')
     p.add_argument('--name', default='codette', help='what the model is called (default: %(default)s)')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps (default: %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='of data and training (default: %(default)s)')
     p.add_argument('--force', action='store_true', help='delete a run that is there')
+    _mix_options(p)
 
 def _export_options(p):
     p.add_argument('--quantization', default='fp16', metavar='TYPE', help='number format of the GGUF file: fp32, fp16, bf16, q8 or q4_0 (default: %(default)s)')
@@ -83,10 +93,16 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps (default: %(default)s)')
     _output_options(p)
 
-    p = _command(sub, 'data', 'Generate training records as JSONL.', 'codette data --n 1000 --out records.jsonl --show 2', data)
-    p.add_argument('--n', type=int, default=1000, help='records (default: %(default)s)')
+    p = _command(sub, 'data', 'Mix training records, tell what the mix holds, write it as JSONL.',
+                 'codette data --n 1000 --data notes/:2 --weight tool_use=0.5 --out records.jsonl --picture mix.png', data)
+    p.add_argument('--n', type=int, default=1000, help='generated records (default: %(default)s)')
+    p.add_argument('--data', action='append', default=[], metavar='PATH[:WEIGHT]', help='your own text, and how often to read it; may be repeated')
     p.add_argument('--out', default=None, metavar='FILE', help='JSONL file to write (default: none)')
+    p.add_argument('--held-out', default=None, metavar='FILE', help='JSONL file for the records kept for measuring')
+    p.add_argument('--picture', default=None, metavar='FILE', help='a picture of the mix, .png or .svg')
     p.add_argument('--show', type=int, default=0, metavar='K', help='print the first K records as the model reads them')
+    p.add_argument('--workers', type=int, default=0, metavar='N', help='processes that generate (default: none but this one)')
+    _mix_options(p)
     p.add_argument('--seed', type=int, default=0, help='(default: %(default)s)')
     p.add_argument('--force', action='store_true', help='replace a file that is there')
     _output_options(p)
@@ -106,13 +122,25 @@ def _sources(args):
     from codette_nb.data.corpora import parse_data_option
     return tuple(parse_data_option(d) for d in args.data)
 
+def _mix(args):
+    # the fields of `Mixing` that the options give
+    from codette_nb.data.cleaning import Cleaning
+    weights, off = {}, set(args.keep)
+    for w in args.weight:
+        name, _, number = w.partition('=')
+        try: weights[name] = float(number)
+        except ValueError: raise CodetteError(f"--weight {w}: write SOURCE=NUMBER, as in tool_use=0.5") from None
+    rules = {k: None for k in ('near', 'overlap') if off & {k, 'all'}} | (dict(exact=False) if off & {'exact', 'all'} else {})
+    cleaning = Cleaning(('all',) if 'all' in off else tuple(sorted(off - {'exact', 'near', 'overlap'})), **rules)
+    return dict(weights=weights, temperature=args.temperature, max_epochs=args.max_epochs, forms=tuple(args.forms.split(',')), cleaning=cleaning)
+
 def quick(
     args, # parsed arguments
 ):
     "`codette quick-train`."
     from codette_nb.pipeline import quick_train
     report = quick_train(args.minutes, args.size, _sources(args), args.out, args.samples, args.device, args.seed, args.quantization,
-                         args.verify, args.force, args.name, quiet=args.json)
+                         args.verify, args.force, args.name, quiet=args.json, mix=_mix(args))
     if args.json: _print_json(report.data)
 
 def train(
@@ -123,7 +151,7 @@ def train(
     if args.resume: report = pl.resume_run(args.out, args.quantization, args.verify, args.json, args.steps)
     else:
         recipe = pl.make_recipe(args.size, 500 if args.steps is None else args.steps, _sources(args), args.samples, args.device, args.seed, args.name, args.vocab,
-                                args.context, args.batch, save_every=args.save_every)
+                                args.context, args.batch, _mix(args), save_every=args.save_every)
         report = pl.train_run(recipe, args.out, args.quantization, args.verify, args.force, args.json)
     if args.json: _print_json(report.data)
 
@@ -163,15 +191,23 @@ def data(
 ):
     "`codette data`."
     from pathlib import Path
-    from codette_nb.data.mixer import CodetteTrainingDataset, Split
+    from codette_nb.data.mixer import Mixer, Mixing
     from codette_nb.data.records import render, write_jsonl
-    if args.out and Path(args.out).exists() and not args.force: raise CodetteError(f"{args.out} exists already: choose another name, or replace it with --force")
-    records = CodetteTrainingDataset(args.seed).generate_dataset(args.n, quiet=args.json)
-    if args.out: write_jsonl(args.out, records)
-    if args.json: return _print_json(Split(records).rows())
-    for r in records[:args.show]: print(render(r))
-    for row in Split(records).rows(): print(f"{row['source']:>16}: {row['records']:6,} records, {row['bytes']:10,} bytes, {row['distinct']:.1%} distinct")
-    if args.out: print(f'wrote {args.out}')
+    from codette_nb.pipeline import read_data
+    for p in (args.out, args.held_out, args.picture):
+        if p and Path(p).exists() and not args.force: raise CodetteError(f"{p} exists already: choose another name, or replace it with --force")
+    mix = _mix(args)
+    corpora, weights, _ = read_data(_sources(args), quiet=args.json)
+    mixer = Mixer(Mixing(args.n, seed=args.seed, **mix | dict(weights=mix['weights'] | weights)), corpora)
+    split = mixer.split(args.json, args.workers)
+    report = mixer.report(quiet=args.json)
+    if args.out: write_jsonl(args.out, split.train)
+    if args.held_out: write_jsonl(args.held_out, [r for records in split.held_out.values() for r in records])
+    if args.picture: report.save(args.picture)
+    if args.json: return _print_json(report.to_dict())
+    for r in split.train[:args.show]: print(render(r))
+    print(report)
+    for p in filter(None, (args.out, args.held_out, args.picture)): print(f'wrote {p}')
 
 # %% ../nbs/91_cli.ipynb #cli-chat
 def chat(

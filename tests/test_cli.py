@@ -180,7 +180,9 @@ def test_plan_of_minutes(monkeypatch):
 
 def test_data(tmp_path):
     file = tmp_path/'r.jsonl'
-    rows = as_json(codette('data', '--n', 60, '--out', file, '--seed', 3, '--json'))
+    report = as_json(codette('data', '--n', 60, '--out', file, '--seed', 3, '--json', '--picture', tmp_path/'mix.svg', '--held-out', tmp_path/'h.jsonl'))
+    rows = report['sources']
+    assert (tmp_path/'mix.svg').read_text().startswith('<?xml') and len((tmp_path/'h.jsonl').read_text().splitlines()) == sum(s['records'] for s in report['sets'])
     assert sum(r['records'] for r in rows) == 60 and {r['source'] for r in rows} == {'perspectives', 'tool_use', 'consciousness', 'mixed_reasoning'}
     lines = file.read_text(encoding='utf-8').splitlines()
     assert len(lines) == 60 and all(json.loads(line) for line in lines)
@@ -190,6 +192,24 @@ def test_data(tmp_path):
     assert file.read_text(encoding='utf-8').splitlines() == lines   # the same seed, the same bytes
     code, out, _ = codette('data', '--n', 5, '--show', 1)
     assert code == 0 and '<|im_start|>' in out
+
+def test_data_mixes(tmp_path):
+    "Own text by weight, sources switched off, forms and rules, in the command as in the library."
+    (tmp_path/'notes.txt').write_text('\n\n'.join(
+        f'The {w} stood at the {p} and the {n} was {h} that day.' for w in ('heron', 'otter', 'hare', 'fox') for p in ('weir', 'mill', 'ford')
+        for n in ('water', 'wind', 'grass') for h in ('high', 'cold')))
+    out = tmp_path/'r.jsonl'
+    report = as_json(codette('data', '--n', 40, '--data', f'{tmp_path}/notes.txt:3', '--weight', 'tool_use=0', '--weight', 'consciousness=2',
+                             '--forms', 'chat,qa', '--keep', 'near', '--out', out, '--json'))
+    records = {r['source']: r for r in report['sources']}
+    assert 'tool_use' not in records and records['consciousness']['records'] == 2*20 and records['notes']['readings'] == 3
+    forms = [json.loads(line).get('form', 'chat') for line in out.read_text().splitlines()]
+    assert forms.count('qa') == sum(r['records'] for k, r in records.items() if k != 'notes')/2
+    for bad, why in ((['--weight', 'tool_use'], 'SOURCE=NUMBER'), (['--weight', 'tool_use=-1'], 'from 0 on'), (['--weight', 'x=1'], "'x'"),
+                     (['--temperature', 0], 'temperature'), (['--forms', 'poem'], 'poem'), (['--keep', 'spelling'], 'spelling'),
+                     (['--picture', tmp_path/'mix.txt'], '.png')):
+        code, _, err = codette('data', '--n', 5, *bad)
+        assert code == 1 and why in err and len(err.strip().splitlines()) == 1, err
 
 # chat
 

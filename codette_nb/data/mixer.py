@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Generated', 'Documents', 'shares', 'portions', 'Mixing', 'factor', 'Split', 'held_out_records', 'divide',
-           'draw_order', 'body', 'MixReport', 'plot_report', 'report_on', 'with_workers', 'in_forms', 'Mixer',
-           'CodetteTrainingDataset']
+           'draw_order', 'body', 'MixReport', 'plot_report', 'save_report', 'report_on', 'with_workers', 'in_forms',
+           'Mixer', 'CodetteTrainingDataset']
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-imports
 import math, random, re
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from itertools import islice
-from ..core import CodetteError, human_bytes, one_of, progress_bar, text_table
+from pathlib import Path
+from ..core import CodetteError, atomic_file, human_bytes, one_of, progress_bar, text_table
 from .cleaning import REASONS, Cleaner, Cleaning, HeldOut, language
 from .corpora import shared_ngrams, split_documents
 from .ngrams import commonest_runs, memory_bits
@@ -328,7 +329,20 @@ def plot_report(
     c.set(xlabel='bits a byte, from memory alone')
     return axes
 
-MixReport.plot = plot_report
+def save_report(
+    self: MixReport,
+    path, # .png, .svg or .pdf, `str` or `Path`
+) -> Path:
+    "Write the picture of a mix; needs no window."
+    from matplotlib.figure import Figure
+    path = Path(path)
+    if path.suffix not in ('.png', '.svg', '.pdf'): raise CodetteError(f"{path}: a picture is written as .png, .svg or .pdf")
+    fig = Figure(figsize=(11, 2.8), layout='constrained')
+    self.plot(fig.subplots(1, 3))
+    with atomic_file(path, 'wb') as f: fig.savefig(f, format=path.suffix[1:], dpi=110)
+    return path
+
+MixReport.plot, MixReport.save = plot_report, save_report
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-rep-make
 def report_on(
@@ -431,7 +445,7 @@ class Mixer:
         size = lambda records: sum(len(render(r).encode('utf-8', 'surrogatepass')) for r in records)
         def one(k, s):
             if k not in SOURCES: return len(s.records), size(s.records)
-            n = round(self.mixing.samples*SOURCES[k]/sum(SOURCES.values()))
+            n = shares(self.mixing.samples, SOURCES)[k]
             return n, n*size(s.at(i) for i in range(50))/50
         return {k: one(k, s) for k, s in self.sources.items()}
 
