@@ -236,6 +236,7 @@ PAIRS = ('prompt', 'response'), ('instruction', 'output'), ('question', 'answer'
 
 def _messages(d):
     turns = d.get('messages') or d.get('conversations')
+    if isinstance(turns, str): turns = parse_json(turns) # as in a column of a table
     if turns and not isinstance(turns, (list, tuple)): raise CodetteError("messages must be a list")
     messages = [_turn(t) for t in turns or ()]
     pair = next(((d[q], d[a]) for q, a in PAIRS if isinstance(d.get(q), str) and isinstance(d.get(a), str)), None)
