@@ -306,7 +306,7 @@ JAMS = 'crash', 'flood', 'herd of cows', 'jam', 'market', 'parade', 'roadblock',
 
 def _draw_routes(rng):
     while True:
-        s, k, j = rng.randint(10, 60), rng.randint(1, 9), 20 * rng.randint(1, 4)
+        s, k, j = rng.randint(10, 60), rng.randint(2, 8), 20 * rng.randint(1, 4)
         t = s + rng.randint(2, j - 2)
         if t not in (s + k * j // 10, s + 2 * k * j // 10): break
     (here, there), (sure, fast) = rng.sample(PLACES, 2), rng.sample(WAYS, 2)
@@ -404,8 +404,8 @@ def _routes_neural_network(d):
          f'a neuron with weight {j} / 10 = {j // 10} and bias {s} - {t} = {s - t}; it fires for {sure}.'],
         [f'weighted sum {j // 10} * {k} + {s} - {t} = {mean - t}.',
          f'forward: {j // 10} * {k} + {s} - {t} = {mean - t}, before the activation.'],
-        [f'the activation is {"on" if mean > t else "off"}, so the output is {best}, by {abs(mean - t)} minutes.',
-         f'the neuron {"fires" if mean > t else "is silent"}: {best}, with a signal of {abs(mean - t)} minutes.']),
+        [f'the activation is {"on" if mean > t else "off"}, so the output is {best}, by {times(abs(mean - t), "minute")}.',
+         f'the neuron {"fires" if mean > t else "is silent"}: {best}, with a signal of {times(abs(mean - t), "minute")}.']),
         best, abs(mean - t), 'minutes', 'the size of the weighted sum')
 
 # %% ../../nbs/11ad_data.situations.ipynb #rou-people
@@ -445,7 +445,7 @@ def _routes_mathematical(d):
         [f'{k}/10 {sign} {num(x)}, therefore {best}; the same holds for every chance {"below" if sign == "<" else "above"} the '
          f'threshold.',
          f'the inequality {k}/10 {sign} {num(x)} holds, which proves {best} on average.']),
-        best, val(x), 'chance', f'the chance of a {jam} at which the roads tie')
+        best, val(x), 'in probability', f'the chance of a {jam} at which the roads tie')
 
 # %% ../../nbs/11ad_data.situations.ipynb #rou-reg
 def _expect_routes(key, d):
@@ -463,7 +463,7 @@ def _expect_routes(key, d):
                             f'{k}/10 * {s + j} + {10 - k}/10 * {s} = {mean} minutes'],
         'philosophical': lambda: [best, 'dilemma', f'{s} + {k} * {j} / 10 = {mean}'],
         'neural_network': lambda: [best, f'{j} / 10 = {j // 10}', f'{s} - {t} = {s - t}',
-                                   f'{j // 10} * {k} + {s} - {t} = {mean - t}', f'{abs(mean - t)} minutes'],
+                                   f'{j // 10} * {k} + {s} - {t} = {mean - t}', times(abs(mean - t), 'minute')],
         'bias_mitigation': lambda: [best, f'100 * {s} + {10 * k} * {j} = {10 * total} minutes', f'100 * {t} = {100 * t}',
                                     f'{mean}'],
         'psychological': lambda: [f'the {d["fast" if felt < 10 * t else "sure"]}', f'{s} + 2 * {mean - s} = {felt // 10} minutes',
@@ -484,7 +484,7 @@ HOLES = 'crack', 'drain', 'hole', 'leak', 'loose plug', 'rusty seam'
 def _draw_tank(rng):
     while True:
         p, t = rng.randint(5, 40), rng.randint(10, 60)
-        q = rng.randint(1, (p - 1) // 2)
+        q = rng.randint(2, (p - 1) // 2)
         v = 10 * round((p - q) * t * rng.uniform(.7, 1.3) / 10)
         if v < p * t and abs((p - q) * t - v) > t / 5: break
     return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), what=rng.choice(VESSELS), hole=rng.choice(HOLES), v=v, p=p, q=q,
@@ -844,7 +844,7 @@ WISHES = ('bicycle', 'boat', 'camera', 'cello', 'drum', 'guitar', 'kite', 'lamp'
 
 def _draw_savings(rng):
     while True:
-        h, w, k, t = rng.randint(5, 99), rng.randint(4, 49), rng.randint(1, 6), 10 * rng.randint(1, 4)
+        h, w, k, t = rng.randint(5, 99), rng.randint(4, 49), rng.randint(2, 6), 10 * rng.randint(1, 4)
         kept = t - k * t // 10
         g = h + w * kept + rng.randint(-3 * w, 3 * w)
         if h + w < g <= h + w * t and g != h + w * kept: break
@@ -942,8 +942,8 @@ def _savings_neural_network(d):
         [f'weight {w}, bias {h} - {g} = {h - g}; ReLU as activation keeps only a surplus.',
          f'a neuron with weight {w} and bias {h} - {g} = {h - g}, then ReLU.'],
         f'weighted sum {w} * {kept} + {h} - {g} = {z}; ReLU({z}) = {max(z, 0)}.',
-        [f'output {max(z, 0)}, so it is {does}, by {abs(z)} coins.',
-         f'{does}: the sum is {abs(z)} coins {"above" if z > 0 else "below"} zero, the output {max(z, 0)}.']),
+        [f'output {max(z, 0)}, so it is {does}, by {times(abs(z), "coin")}.',
+         f'{does}: the sum is {times(abs(z), "coin")} {"above" if z > 0 else "below"} zero, the output {max(z, 0)}.']),
         does, abs(z), 'coins', 'how far the weighted sum is from zero')
 
 # %% ../../nbs/11ad_data.situations.ipynb #sav-people
@@ -996,7 +996,7 @@ def _expect_savings(key, d):
         'quantum': lambda: [f'sqrt({10 - k}/10)', f'sqrt({k}/10)', f'{t} * {10 - k}/10 = {kept} weeks', sum_],
         'philosophical': lambda: ['valid', f'{h} + {w} * {t} = {ideal}', sum_],
         'neural_network': lambda: [f'{t} * {10 - k} / 10 = {kept}', f'{h} - {g} = {h - g}', f'{w} * {kept} + {h} - {g} = {z}',
-                                   f'ReLU({z}) = {max(0, z)}', f'{abs(z)} coins'],
+                                   f'ReLU({z}) = {max(0, z)}', times(abs(z), 'coin')],
         'bias_mitigation': lambda: [f'{h} + {w} * {t} = {ideal}', str(10 * k), f'{kept} weeks', sum_],
         'psychological': lambda: [f'{t - kept} * {w} = {lost} coins', f'2 * {lost} = {lost + lost}', f'{lost + lost} felt coins',
                                   sum_],
@@ -1112,8 +1112,8 @@ def _purchase_neural_network(d):
         [f'weight {p}, bias -{q}, step activation; on means {dear}.',
          f'a neuron with weight {p} and bias -{q}, whose step fires for {dear}.'],
         f'weighted sum {p} * {r} - {q} = {z}.',
-        [f'the activation is {"on" if z > 0 else "off"}: output {best}, by {abs(z)} coins.',
-         f'output {best}; the signal is {abs(z)} coins {"above" if z > 0 else "below"} zero.']),
+        [f'the activation is {"on" if z > 0 else "off"}: output {best}, by {times(abs(z), "coin")}.',
+         f'output {best}; the signal is {times(abs(z), "coin")} {"above" if z > 0 else "below"} zero.']),
         best, abs(z), 'coins', 'the size of the weighted sum')
 
 # %% ../../nbs/11ad_data.situations.ipynb #pur-people
@@ -1171,7 +1171,7 @@ def _expect_purchase(key, d):
         'philosophical': lambda: [best, f'{r} * {p} = {spent} coins', 'modus ponens',
                                   'no counterexample' if q > spent else 'a counterexample'],
         'neural_network': lambda: [best, f'{b} / {a_} = {r}', f'bias -{q}', f'{p} * {r} - {q} = {spent - q}',
-                                   f'{abs(spent - q)} coins'],
+                                   times(abs(spent - q), 'coin')],
         'bias_mitigation': lambda: [best, f'100 * {p} / {a_} {eq(spent / b * 100)}', f'100 * {q} / {b} {eq(q / b * 100)}',
                                     f'{num(price / b * 100)} per hundred'],
         'psychological': lambda: [cheap if 2 * (q - p) > later else dear, f'2 * ({q} - {p}) = {q - p + q - p}',
