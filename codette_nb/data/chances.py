@@ -59,7 +59,7 @@ def _ask_base_rate(d):
             f'It has marked the {what} of {who}. Is it {bad}?',
             f'The {by} of the {where} marks {s} % of all {bad} {what}s, but also {f} % of the {good} ones; {base} in {total} are {bad}. '
             f'What should {who} think of a marked {what}?',
-            f'{who} gets {a(what)} that the {by} at the {where} has marked. It marks {s} % of the {bad} and {f} % of the {good} ones, '
+            f'{who} gets {a(what)} that the {by} at the {where} has marked. The {by} marks {s} % of the {bad} and {f} % of the {good} ones, '
             f'and {base} {what}s of {total} are {bad}. {bad.capitalize()} or {good}?',
             f'Of {total} {what}s in the {where}, {base} are {bad}. The {by} marks {s} % of these and {f} % of the {good} rest. '
             f'How far can {who} trust a mark?']
@@ -92,14 +92,14 @@ def _base_rate_davinci(d):
         [f'look at two strips, {bad} {base} wide and {good} {total} - {base} = {rest} wide.',
          f'to the eye {base} parts are {bad}, and {total} - {base} = {rest} parts of the width are {good}.'],
         [f'draw a field {total} wide, cut by an upright line; shade {s} % of the {bad} side and {f} % of the {good} side.',
-         f'sketch both strips to scale, side by side, the {bad} one shaded up to {s} %, the {good} one up to {f} %.'],
+         f'sketch both to scale, side by side, the {bad} strip shaded up to {s} %, the {good} one up to {f} %.'],
         f'shaded shapes {base} * {s} = {base * s} and {rest} * {f} = {rest * f}, as {x} is to {y}; {num(p)} % of the shade is {bad}.',
-        [f'the larger shape decides: {verdict}; a stricter line would shade less of both sides.',
+        [f'the larger shape decides: {verdict}; a stricter line would shade less {bad} and less {good}.',
          f'{verdict}, by the proportion of the shapes; less shade on the {good} side would cost some on the {bad} one.']),
         verdict, val(p), '%', f'the {bad} part of what is shaded')
 
 def _base_rate_human_intuition(d):
-    what, bad, good, by, s = of(d, 'what bad good by s')
+    what, bad, good, by, base, s, f = of(d, 'what bad good by base s f')
     rest, hits, false, p, verdict = _marks(d)
     x, y = rough(hits), rough(false)
     guess = 100 * x / (x + y)
@@ -108,7 +108,7 @@ def _base_rate_human_intuition(d):
         [f'the gut says {bad}, since the {by} catches {s} %.', f'the gut jumps to {bad}, for {s} % sounds sure.', f'a quick guess would be {bad}, as the {by} finds {s} %.'],
         [f'call it {x} true and roughly {y} false marks: {x} in {x + y}, about {num(guess)} %.',
          f'in round numbers about {x} true marks beside {y} false ones, so {x} in {x + y}, roughly {num(guess)} %.'],
-        f'exactly 100 * {hits} / ({hits} + {false}) {eq(p, "%")}.',
+        f'exactly {base} * {s} / 100 = {hits} and {rest} * {f} / 100 = {false}, so 100 * {hits} / ({hits} + {false}) {eq(p, "%")}.',
         [f'{verdict}; the rough {num(guess)} % is off by {num(abs(val(guess) - val(p)))} points, and the gut was {gut}.',
          f'keep the rule of thumb, {num(guess)} % and off by {num(abs(val(guess) - val(p)))} points: {verdict}. The gut was {gut}.']),
         verdict, val(guess), '%', f'the rough chance that a marked {what} is {bad}')
@@ -120,7 +120,7 @@ def _base_rate_quantum(d):
     return Look((
         [f'|1> is {bad}, |0> is {good}; before the mark the state is sqrt({base}/{total})|1> + sqrt({rest}/{total})|0>.',
          f'a superposition of {bad} and {good}: sqrt({base}/{total})|1> + sqrt({rest}/{total})|0>, one qubit.'],
-        [f'probability is amplitude squared; a mark keeps {s} % of |1> and {f} % of |0>, and the rest is scaled to one.',
+        [f'probability is amplitude squared; a mark on {a(what)} keeps {s} % of |1> and {f} % of |0>.',
          f'square each amplitude, keep {s} % for |1> and {f} % for |0>, normalise.'],
         f'{base} * {s} = {base * s} for |1> and {rest} * {f} = {rest * f} for |0>; 100 * {base * s} / {base * s + rest * f} {eq(p, "%")}.',
         [f'to measure a marked {what} gives |1> with probability {num(p)} %: {verdict}.',
@@ -133,7 +133,8 @@ def _base_rate_philosophical(d):
     return Look((
         [f'one premise is that if {a(what)} is {bad}, the {by} marks it, {s} times of 100; the other, that it did. The conclusion would be: {bad}.',
          f'the conclusion that it is {bad} rests on two premises: if {bad}, then marked, {s} of 100; and it is marked.'],
-        ['if P then Q; Q; so P: affirming the consequent, a form that is not valid.', 'the form is affirming the consequent (if P then Q; Q; so P), and invalid.'],
+        [f'if {bad}, then marked; marked; so {bad}: affirming the consequent, a form that is not valid.',
+         f'the form is affirming the consequent; {a(good)} {what} with a mark shows it not valid.'],
         [f'counterexamples: {rest} * {f} / 100 = {false} {good} {what}s are marked as well, beside {base} * {s} / 100 = {hits} {bad} ones.',
          f'{base} * {s} / 100 = {hits} cases fit the conclusion, {rest} * {f} / 100 = {false} {good} {what}s are counterexamples.'],
         [f'it does not follow; by degree, {hits} against {false}, the premises support {verdict}.',
@@ -141,13 +142,13 @@ def _base_rate_philosophical(d):
         verdict)
 
 def _base_rate_neural_network(d):
-    what, bad, good, base, s, f = of(d, 'what bad good base s f')
+    what, bad, good, total, base, s, f = of(d, 'what bad good total base s f')
     rest, hits, false, p, verdict = _marks(d)
     z, out = hits - false, int(hits > false)
     return Look((
-        [f'inputs x1 = {base} {bad} and x2 = {rest} {good} {what}s.', f'the input vector ({base}, {rest}), {what}s that are {bad} and {good}.'],
-        [f'weights {num(s / 100)} and -{num(f / 100)}, the rates of marks; bias 0; step activation, 1 for {bad}.',
-         f'a neuron with weights ({num(s / 100)}, -{num(f / 100)}), bias 0 and a step that gives 1 for {bad}.'],
+        [f'inputs x1 = {base} {bad} and x2 = {total} - {base} = {rest} {good} {what}s.', f'the input vector ({base}, {rest}), {what}s that are {bad} and {good}: {total} - {base} = {rest}.'],
+        [f'weights {num(s / 100)} and -{num(f / 100)}; bias 0; step activation, 1 for {bad}.',
+         f'a neuron with weights ({num(s / 100)}, -{num(f / 100)}), bias 0, a step to 1 for {bad}.'],
         [f'weighted sum {num(s / 100)} * {base} - {num(f / 100)} * {rest} = {z}.', f'the weights and inputs give {num(s / 100)} * {base} - {num(f / 100)} * {rest} = {z}.'],
         [f'step({z}) gives output {out}: {verdict}.', f'the sum is {"above" if z > 0 else "below"} zero, the neuron gives output {out}, read as {verdict}.']),
         verdict, abs(z), 'marks', 'the size of the weighted sum')
@@ -157,9 +158,9 @@ def _base_rate_bias_mitigation(d):
     what, bad, good, total, base, s, f = of(d, 'what bad good total base s f')
     rest, hits, false, p, verdict = _marks(d)
     return Look((
-        [f'base-rate neglect: {s} % sounds like the answer and hides how many {what}s are {bad} at all.',
+        [f'base-rate neglect: {s} % sounds right and hides how many {what}s are {bad} at all.',
          f'the temptation is to answer {s} % and forget the {good} majority: base-rate neglect.'],
-        [f'one yardstick for {bad} and {good}: marks among all {total} {what}s.', f'count both kinds by the same measure, marks among {total} {what}s.'],
+        [f'one yardstick for {bad} and {good}: marks among all {total} {what}s.', f'count {bad} and {good} by the same measure, marks among {total} {what}s.'],
         f'{base} * {s} / 100 = {hits} and {rest} * {f} / 100 = {false}; corrected rate 100 * {hits} / ({hits} + {false}) {eq(p, "%")}.',
         [f'the fair figure is {num(p)} per hundred, not {s}: {verdict}.', f'corrected for the base rate, {num(p)} per hundred instead of {s}; a fair reading is {verdict}.']),
         verdict, val(p), '%', f'the corrected share of {bad} ones')
@@ -170,9 +171,9 @@ def _base_rate_psychological(d):
     feel = 100 * 2 * hits / (2 * hits + false)
     felt = f'rather {bad if 2 * hits > false else good} than {good if 2 * hits > false else bad}'
     return Look((
-        [f'a mark catches the attention, and people feel as sure as the {s} % they heard.', f'the mind holds on to {s} % and to the mark; the {good} {what}s get no attention.'],
+        [f'the mark on {a(what)} catches attention; people feel {s} % sure.', f'the mind holds on to {s} % and to the mark; the {good} {what}s get no attention.'],
         [f'regret: {a(bad)} {what} kept hurts twice as much as {a(good)} one lost.', f'people weigh losses double, and {a(bad)} {what} let through is the loss they fear.'],
-        f'{base} * {s} / 100 = {hits} feel like 2 * {hits} = {2 * hits} against {false}, felt share 100 * {2 * hits} / {2 * hits + false} {eq(feel, "%")}; real {num(p)} %.',
+        f'{base} * {s} / 100 = {hits} feel like 2 * {hits} = {2 * hits} against {rest} * {f} / 100 = {false}; felt share 100 * {2 * hits} / {2 * hits + false} {eq(feel, "%")}; real {num(p)} %.',
         [f'it feels {felt}, at {num(feel)} % where {num(p)} % is real; a pause before the decision helps.',
          f'it feels {felt}; to see the gap between {num(feel)} % and {num(p)} % takes a moment of effort.']),
         felt, val(feel), '%', f'the felt chance of {a(bad)} one')
@@ -183,12 +184,12 @@ def _base_rate_mathematical(d):
     x = f * total / (s + f)
     sign = '>' if hits > false else '<'
     return Look((
-        [f'let x be the number of {bad} {what}s, of {total}, for which a mark would be right half the time.',
-         f'let x stand for the count of {bad} {what}s at which true and false marks are equal.'],
+        [f'let x of the {total} {what}s be {bad} where a mark on {a(what)} is right half the time.',
+         f'let x {bad} {what}s make true and false marks equal.'],
         f'{s} * x = {f} * ({total} - x).',
         [f'solve for x: {s + f} * x = {f} * {total}, so x = {f * total} / {s + f} {eq(x)}.', f'collect x: {s + f} * x = {f} * {total}; x = {f * total} / {s + f} {eq(x)}.'],
-        [f'{base} is {"above" if sign == ">" else "below"} the threshold {num(x)} and {base * s} {sign} {rest * f} holds, therefore {verdict}.',
-         f'substitute {base} for x: {base * s} {sign} {rest * f}; the threshold is {num(x)}, therefore {verdict}.']),
+        [f'{base} is {"above" if sign == ">" else "below"} the threshold {num(x)} and {s} * {base} = {base * s} {sign} {f} * {rest} = {rest * f} holds, therefore {verdict}.',
+         f'substitute {base} for x: {s} * {base} = {base * s} {sign} {f} * {rest} = {rest * f}; the threshold is {num(x)}, therefore {verdict}.']),
         verdict, val(x), f'{what}s', 'the threshold of the base rate')
 
 # %% ../../nbs/11ae_data.chances.ipynb #22b609cf
@@ -207,18 +208,18 @@ def _expect_base_rate(key, d):
         'newton': lambda: [rather, true, untrue, f'{total} - {base} = {g}', f'{h} + {o} = {both}', f'{num(p)} %'],
         'davinci': lambda: [rather, f'{total} - {base} = {g}', f'{base} * {s} = {100 * h}', f'{g} * {f} = {100 * o}',
                             f'as {odds.numerator} is to {odds.denominator}', f'{num(p)} %'],
-        'human_intuition': lambda: [rather, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{x} in {x + y}', f'{num(guess)} %', f'{y} false',
+        'human_intuition': lambda: [rather, true, untrue, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{x} in {x + y}', f'{num(guess)} %', f'{y} false',
                                     f'off by {num(abs(val(guess) - val(p)))} points', f'gut was {"right" if odds > 1 else "wrong"}'],
         'quantum': lambda: [rather, f'sqrt({base}/{total})|1> + sqrt({g}/{total})|0>', f'{base} * {s} = {100 * h}', f'{g} * {f} = {100 * o}',
                             f'100 * {100 * h} / {100 * both} {eq(p, "%")}'],
         'philosophical': lambda: [rather, 'affirming the consequent', true, untrue],
-        'neural_network': lambda: [f'{num(Fraction(s, 100))} * {base} - {num(Fraction(f, 100))} * {g} = {h - o}', rather, 'bias 0', '1',
+        'neural_network': lambda: [f'{num(Fraction(s, 100))} * {base} - {num(Fraction(f, 100))} * {g} = {h - o}', rather, 'bias 0', '1', f'{total} - {base} = {g}',
                                    f'output {int(odds > 1)}'],
         'bias_mitigation': lambda: [rather, true, untrue, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{num(p)} per hundred'],
         'psychological': lambda: [f'feels rather {bad} than {good}' if odds * 2 > 1 else f'feels rather {good} than {bad}', true,
-                                  f'2 * {h} = {h + h}', f'100 * {h + h} / {h + both} {eq(feel, "%")}', f'{num(p)} %', str(o)],
+                                  f'2 * {h} = {h + h}', f'100 * {h + h} / {h + both} {eq(feel, "%")}', f'{num(p)} %', untrue],
         'mathematical': lambda: [rather, f'{s} * x = {f} * ({total} - x)', f'{s + f} * x = {f} * {total}',
-                                 f'{f * total} / {s + f} {eq(total / (1 + Fraction(s, f)))}', f'{100 * h} {sign} {100 * o}'],
+                                 f'{f * total} / {s + f} {eq(total / (1 + Fraction(s, f)))}', f'{s} * {base} = {100 * h} {sign} {f} * {g} = {100 * o}'],
     }[key]()
 
 situation('base_rate', _draw_base_rate, _ask_base_rate, _expect_base_rate, dict(
@@ -278,7 +279,7 @@ def _game_davinci(d):
          f'sketch {n} equal columns, shade {k} to the height {w}, lay a line at the height {c}.'],
         f'shaded shape {k} * {w} = {back}, under the line {n} * {c} = {paid}: prize is to stake as {x} is to {y}; drawn flat, {back} / {n} {eq(per)} high.',
         [f'the shade spread flat lies {"above" if back > paid else "below"} the line, {num(per)} to {c}: {verdict}.',
-         f'{verdict}, by the proportion of the shapes; a taller prize on fewer strips would keep the {num(per)}.']),
+         f'{verdict}, by the shapes; a prize above {w} on fewer strips could keep the {num(per)}.']),
         verdict, val(per), 'coins a draw', 'the height of the prizes spread over all strips')
 
 def _game_human_intuition(d):
@@ -287,7 +288,7 @@ def _game_human_intuition(d):
     m = math.floor(n / k + .5)
     gut = 'play it' if w > m * c else 'leave it'
     return Look((
-        [f'the gut says that roughly one draw in {m} is {hue}.', f'a quick guess: about one {what} in {m} is {hue}.'],
+        [f'the gut says roughly one draw in {m} is {hue}.', f'a quick guess: about one {what} in {m} is {hue}.'],
         [f'call it {m} draws for one prize, {m} * {c} = {m * c} coins for {w}; in easy numbers {w} / {m} {eq(w / m)} back a draw.',
          f'{m} * {c} = {m * c} coins buy about one prize of {w}, so by rule of thumb roughly {w} / {m} {eq(w / m)} a draw.'],
         f'exactly {k} * {w} / {n} {eq(per)} coins a draw, for {c}.',
@@ -302,25 +303,24 @@ def _game_quantum(d):
         [f'|1> for {a(hue)} {what}, |0> for another: state sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>.',
          f'one qubit before the draw: sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>, where |1> is {hue}.'],
         ['the probability is the amplitude squared; the expectation weighs each payoff by it.',
-         f'to measure gives each basis state with its amplitude squared; |1> pays {w}, the other nothing.'],
+         f'measured, the {what} shows either state with the amplitude squared; {hue} pays {w}.'],
         f'probability of |1>: {k}/{n} = {num(k / n)}; expectation {num(k / n)} * {w} {eq(per)} coins, stake {c}.',
         [f'one draw shows one state; over many, expect {num(per)} a draw, {"more" if back > paid else "less"} than {c}: {verdict}.',
-         f'no draw is known before it is measured, but the expectation is {num(per)} for {c}: {verdict}.']),
+         f'before it is measured no {what} is known, but the expectation is {num(per)} for {c}: {verdict}.']),
         verdict, val(per), 'coins a draw', 'the expectation of the prize')
 
 # %% ../../nbs/11ae_data.chances.ipynb #a9f2ed29
 def _game_philosophical(d):
-    who, where, n, k, c, w = of(d, 'who where n k c w')
+    who, where, bag, what, n, k, c, w = of(d, 'who where bag what n k c w')
     back, paid, per, verdict = _stake(d)
-    form, rule, so = (('modus ponens', 'if P then Q; P; so Q', 'P') if back > paid else
-                      ('modus tollens', 'if Q then P; not P; so not Q', 'not P'))
+    form, rule, so = (('modus ponens', 'P, so Q', 'P') if back > paid else ('modus tollens', 'not P, so not Q', 'not P'))
     return Look((
-        [f'the premise is that a game is worth it if, and only if, a draw brings more than its {c} coins. P says that this one does, Q that {who} should play.',
-         f'P says that on average a draw at the {where} brings more than {c} coins, Q that it is worth it; the premise is Q if, and only if, P.'],
-        [f'{form}: {rule}, a valid form.', f'the form is {form} ({rule}), which is valid.'],
+        [f'the premise is that {who} should play (Q) exactly when the {bag} brings more than {c} coins a draw (P).',
+         f'P: a draw at the {where} brings more than {c} coins on average. Q: {who} plays. The premise: Q exactly when P.'],
+        [f'{form} ({rule}), a form that is valid whatever the {bag} holds.', f'the form is {form}, {rule}; it is valid.', f'valid by {form}: {rule}.'],
         f'the average is {k} * {w} / {n} {eq(per)}, {"more" if back > paid else "less"} than {c}, so {so} is true.',
-        [f'valid, and sound if the counts are: {verdict}; one lucky draw is no counterexample to {num(per)} on average.',
-         f'the conclusion follows: {verdict}. That {who} could win once does not refute an average of {num(per)}.']),
+        [f'valid, and sound if the counts are: {verdict}; one lucky {what} is no counterexample to {num(per)} on average.',
+         f'the conclusion follows: {verdict}. That {who} may win {w} once is no counterexample to {num(per)} on average.']),
         verdict, val(per), 'coins a draw', 'the average that P speaks of')
 
 def _game_neural_network(d):
@@ -330,7 +330,7 @@ def _game_neural_network(d):
     return Look((
         [f'inputs x1 = {w}, the prize, and x2 = {c}, the stake.', f'the input vector ({w}, {c}), prize and stake of {who}.'],
         [f'weights {num(k / n)} = {k}/{n} and -1; bias 0; step activation, 1 for a game to play.',
-         f'a neuron with weights {num(k / n)} = {k}/{n} for the prize and -1 for the stake, bias 0, step activation.'],
+         f'a neuron with weights {num(k / n)} = {k}/{n} for the prize and -1 for the stake of {who}, bias 0, step activation.'],
         [f'weighted sum {num(k / n)} * {w} - 1 * {c} {eq(z)}.', f'weights times inputs, summed: {num(k / n)} * {w} - 1 * {c} {eq(z)}.'],
         [f'step({num(z)}) gives output {out}: {verdict}.',
          f'the weighted sum is {"positive" if z > 0 else "negative"}, the neuron {"fires" if z > 0 else "stays silent"}, output {out}: {verdict}.']),
@@ -342,9 +342,9 @@ def _game_bias_mitigation(d):
     rate = 100 * back / paid
     return Look((
         [f'anchoring: the {w} coins of the prize stick, and the {where} shows its winners, not its losers (survivorship).',
-         f'the temptation is to look at {w} coins and at those who won them: anchoring, and survivorship at the {where}.'],
+         f'the temptation is to see {w} coins and the winners at the {where}: anchoring and survivorship.'],
         ['one yardstick for both sides: coins per hundred coins paid.', f'the same measure for prize and stake, coins over all {n} draws.',
-         f'count what comes back to {who} per hundred paid.'],
+         f'a yardstick for {who}: what comes back per hundred paid.'],
         f'back {k} * {w} = {back}, paid {n} * {c} = {paid}; rate 100 * {back} / {paid} {eq(rate)}.',
         [f'a fair view: {num(rate)} per hundred come back, so {verdict}.', f'corrected for the bright prize, {num(rate)} per hundred return: {verdict}.']),
         verdict, val(rate), 'per hundred', 'coins that come back for every hundred paid')
@@ -355,11 +355,12 @@ def _game_psychological(d):
     gain, loss = k * (w - c), 2 * (n - k) * c
     felt = 'play it' if gain > loss else 'leave it'
     return Look((
-        [f'people feel a lost coin about twice as much as a won one, and {who} will too.', f'the mind keeps the misses: a loss is felt about twice as much as a gain.'],
+        [f'people feel a lost coin like two won ones, and {who} will too.', f'the mind of {who} keeps the misses: a loss of {c} coins is felt double.',
+         f'{who} will feel every loss double, as most people do.'],
         [f'a hit feels like {w} - {c} = {w - c}, a miss like 2 * {c} = {2 * c} coins of regret.', f'felt gain {w} - {c} = {w - c} for a hit; felt loss 2 * {c} = {2 * c} for a miss.'],
         f'felt {k} * {w - c} = {gain} against {n - k} * {2 * c} = {loss} in {n} draws; really {back} come back for {paid}.',
-        [f'the feeling says {felt}, the coins say {verdict}; decide before the first draw, not after a miss.',
-         f'the feeling says {felt}, the coins say {verdict}; a habit of small stakes makes the misses easier to bear.']),
+        [f'at {gain} to {loss} the feeling says {felt}, at {back} to {paid} the coins say {verdict}; decide before the first draw.',
+         f'the feeling says {felt}, {gain} to {loss}, the coins say {verdict}, {back} to {paid}; a habit of small stakes helps {who} to bear a miss.']),
         felt, loss, 'felt coins', f'the felt loss in {n} draws')
 
 def _game_mathematical(d):
@@ -367,7 +368,7 @@ def _game_mathematical(d):
     back, paid, per, verdict = _stake(d)
     sign = '>' if back > paid else '<'
     return Look((
-        [f'let x be the fair price of a draw from the {bag}, in coins.', f'let x be the stake at which {who} neither wins nor loses in the long run.'],
+        [f'let x coins be what {who} may fairly pay a draw.', f'let x be the stake at which {who} comes out even in the long run.'],
         f'{n} * x = {k} * {w}.',
         [f'solve for x: x = {back} / {n} {eq(per)}.', f'divide by {n}: x = {back} / {n} {eq(per)}.'],
         [f'x = {num(per)} {sign} {c}, and {k} * {w} - {n} * {c} = {back - paid} {sign} 0; therefore {verdict}.',
@@ -389,7 +390,7 @@ def _expect_game(key, d):
         'davinci': lambda: [now, *sums, f'as {odds.numerator} is to {odds.denominator}', f'{back} / {n} {eq(per)}'],
         'human_intuition': lambda: [now, f'in {m} is', f'{m} * {c} = {m * c}', f'{w} / {m} {eq(Fraction(w, m))}', f'{k} * {w} / {n} {eq(per)}',
                                     f'off by {num(abs(val(Fraction(w, m)) - val(per)))}'],
-        'quantum': lambda: [now, f'sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>', f'{k}/{n} = {num(p)}', f'{num(p)} * {w} {eq(per)}'],
+        'quantum': lambda: [now, f'sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>', f'{k}/{n} = {num(p)}', f'{num(p)} * {w} {eq(per)}', f'stake {c}'],
         'philosophical': lambda: [now, form, f'{k} * {w} / {n} {eq(per)}', 'more than' if odds > 1 else 'less than'],
         'neural_network': lambda: [now, f'{num(p)} = {k}/{n}', f'{num(p)} * {w} - 1 * {c} {eq(margin)}', 'bias 0', f'output {int(odds > 1)}', '-1'],
         'bias_mitigation': lambda: [now, *sums, f'100 * {back} / {paid} {eq(100 * odds)}', f'{num(100 * odds)} per hundred'],
@@ -442,7 +443,7 @@ def _selection_newton(d):
          'cause and effect: the gate acts by its rate, passed / arrived.'],
         f'{best} {i} / {n} {eq(i / n)}, {other} {j} / {m} {eq(j / m)} places per person.',
         [f'the gate offers less resistance there: the {best} group is ahead, with {num(i / n)} per person.',
-         f'at {num(i / n)} places per person the {best} group is ahead; the larger flow of people is not the larger rate.']),
+         f'at {num(i / n)} places per person the {best} group is ahead; the larger flow, {max(n, m)}, need not have the larger rate.']),
         f'the {best} group', val(i / n), 'places per person', f'the rate of the {best} group')
 
 def _selection_davinci(d):
@@ -452,7 +453,7 @@ def _selection_davinci(d):
         [f'draw both lines from one corner and stretch the {best} one to scale until it is {m} along.', f'sketch the slopes on one base of {m}, both sides to one scale.'],
         f'as {i} is to {n}, so is {m} * {i} / {n} {eq(m * i / n)} to {m}; the {other} line reaches {j}.',
         [f'the steeper line is drawn higher, {num(m * i / n)} to {j}: the {best} group is ahead.',
-         f'the {best} group is ahead by the proportion of its sides, {num(m * i / n)} to {j}, whichever shape is larger.']),
+         f'by the proportion of its sides the {best} group is ahead, {num(m * i / n)} to {j}, whichever shape is larger.']),
         f'the {best} group', val(m * i / n), 'places', f'what the {other} group would have on the steeper line')
 
 def _selection_human_intuition(d):
@@ -472,11 +473,11 @@ def _selection_human_intuition(d):
 def _selection_quantum(d):
     (best, n, i), (other, m, j) = _groups(d)
     return Look((
-        [f'each one is a state between |0> refused and |1> accepted, with the amplitude sqrt({i}/{n}) of |1> for {best} and sqrt({j}/{m}) for {other}.',
-         f'a qubit for each: amplitude of |1>, accepted, sqrt({i}/{n}) in the {best} group, sqrt({j}/{m}) in the {other} group, and the rest on |0>.'],
-        ['the probability to measure |1> is its amplitude squared.', f'to look at the list of the {d["aim"]} is to measure; amplitude squared gives the probability.'],
+        [f'each of {n} in {best} is a state with amplitude sqrt({i}/{n}) of |1>, accepted, and the rest |0>; in {other} it is sqrt({j}/{m}).',
+         f'one qubit each: |1>, accepted, has amplitude sqrt({i}/{n}) in the {best} group, sqrt({j}/{m}) in the {other} group, and the rest on |0>.'],
+        [f'the probability to measure |1> in {best} or {other} is its amplitude squared.', f'amplitude squared is the probability of the {d["aim"]} when measured.'],
         f'sqrt({i}/{n})^2 {eq(i / n)} and sqrt({j}/{m})^2 {eq(j / m)}.',
-        [f'expect |1> with probability {num(i / n)}, more often than in the other state: the {best} group is ahead.',
+        [f'expect |1> with probability {num(i / n)}, more often than in the {other} state: the {best} group is ahead.',
          f'one measurement tells little, but with probability {num(i / n)} for |1> the {best} group is ahead.']),
         f'the {best} group', val(i / n), 'probability of |1>', f'in the {best} group')
 
@@ -484,12 +485,13 @@ def _selection_philosophical(d):
     (best, n, i), (other, m, j) = _groups(d)
     more, holds = best if i > j else other, i > j
     return Look((
-        [f'one premise is that if a group fills more places in the {d["aim"]}, it did better; the other, that {more} filled more, {max(i, j)} to {min(i, j)}. '
-         f'The conclusion: {more} did better.',
+        [f'if more from {more} join the {d["aim"]}, {more} did better; and more do, {max(i, j)} to {min(i, j)}. From these premises the conclusion: '
+         f'{more} did better.',
          f'from the premises "if more places, then better" and "{more} has {max(i, j)}, not {min(i, j)}" comes the conclusion that {more} did better.'],
-        ['the form is modus ponens, and valid; whether it is sound hangs on the first premise.', 'if P then Q; P; so Q: modus ponens, valid, but sound only with true premises.'],
-        f'by equal shares, {i} * {m} = {i * m} and {j} * {n} = {j * n}: ' + ('the conclusion happens to be true.' if holds else 'a counterexample to the first premise.'),
-        [f'what follows from the shares, not from the counts: the {best} group is ahead.',
+        [f'the form is modus ponens, and valid; is the premise about the {d["aim"]} true?',
+         f'modus ponens: valid. To be sound, {more} needs a true first premise.'],
+        f'over groups of one size, {i} * {m} = {i * m} and {j} * {n} = {j * n}: ' + ('the conclusion happens to be true.' if holds else 'a counterexample to the first premise.'),
+        [f'what follows from the shares in the {d["aim"]}: the {best} group is ahead.',
          f'{"true, though that premise proves nothing" if holds else "valid but not sound"}; the {best} group is ahead.']),
         f'the {best} group')
 
@@ -501,7 +503,7 @@ def _selection_neural_network(d):
     return Look((
         [f'inputs x1 = {i} from {x} and x2 = {j} from {y}.', f'the input vector ({i}, {j}), the accepted of {x} and {y}.'],
         [f'weights 100/{n} = {u} and -100/{m} = -{w}; bias 0; step activation, 1 for {x}.',
-         f'one neuron, weights 100/{n} = {u} and -100/{m} = -{w}, bias 0, a step that gives 1 for {x}.'],
+         f'one neuron, weights 100/{n} = {u} and -100/{m} = -{w}, bias 0, a step to 1 for {x}.'],
         [f'weighted sum {u} * {i} - {w} * {j} {eq(z)}.', f'weights times inputs, summed: {u} * {i} - {w} * {j} {eq(z)}.'],
         [f'step({num(z)}) gives output {int(z > 0)}: the {best} group is ahead.',
          f'the sum is {"positive" if z > 0 else "negative"}, so the neuron gives output {int(z > 0)}: the {best} group is ahead.']),
@@ -513,11 +515,11 @@ def _selection_bias_mitigation(d):
     r, q = 100 * i / n, 100 * j / m
     part = 100 * val(q) / val(r)
     return Look((
-        [f'the temptation is to compare counts, {max(i, j)} against {min(i, j)}, and to neglect the size of the groups.',
+        [f'the temptation is to compare counts, {max(i, j)} against {min(i, j)}, and to neglect the size of {best} and {other}.',
          f'neglect of group size: {max(i, j)} places simply look better than {min(i, j)}.'],
-        ['one yardstick for both sides: places per hundred who applied.', f'the same measure for {best} and {other}: a rate per hundred, not a count.'],
+        [f'one yardstick for {best} and {other}: places per hundred who applied.', f'the same measure for {best} and {other}: a rate per hundred, not a count.'],
         f'rates 100 * {i} / {n} {eq(r)} and 100 * {j} / {m} {eq(q)} per hundred; ratio 100 * {num(q)} / {num(r)} {eq(part)}.',
-        [f'corrected for size, the {best} group is ahead; {num(part)} per hundred of its rate is {"below" if part < 80 else "above"} the common line of 80 for fair choice.',
+        [f'corrected for size, the {best} group is ahead; {num(part)} per hundred of its rate is {"below" if part < 80 else "above"} 80, the common line for a fair {d["aim"]}.',
          f'the {best} group is ahead; with {num(part)}, {"under" if part < 80 else "over"} four fifths (80), the gap {"asks for a reason" if part < 80 else "may still be fair"}.']),
         f'the {best} group', val(part), 'per hundred', f'the rate of the {other} group for every hundred of the other')
 
@@ -526,9 +528,9 @@ def _selection_psychological(d):
     f, g = i - 2 * (n - i), j - 2 * (m - j)
     felt = best if f > g else other
     return Look((
-        [f'a refusal stays in the mind; people feel it about twice as much as a place in the {d["aim"]}.',
-         f'people notice the refused, and a loss is felt about twice as much as a gain.'],
-        [f'regret grows with the number turned away, not with the share.', f'attention goes to faces: every refusal at the {d["where"]} is felt as two.'],
+        [f'a refusal at the {d["where"]} stays in the mind; people feel it double.', f'people notice who was refused by the {d["aim"]}, and feel such a loss double.',
+         f'the mind of {d["who"]} holds on to the refused; one of them is felt like two accepted.'],
+        [f'regret grows with the number that the {d["aim"]} turned away, not with the share.', f'faces hold attention: each refusal at the {d["where"]} is felt as two.'],
         f'felt {best} {i} - 2 * {n - i} = {f}, felt {other} {j} - 2 * {m - j} = {g}, a gap of {abs(f - g)}.',
         [f'by feeling the {felt} group is ahead, by rate the {best} group; {"both agree" if felt == best else "look at the rate before acting"}.',
          f'by feeling the {felt} group is ahead, by rate the {best} group, and {"feeling needs no correction here" if felt == best else "the larger crowd of refused misleads"}.']),
@@ -538,7 +540,7 @@ def _selection_mathematical(d):
     (best, n, i), (other, m, j) = _groups(d)
     x = m * i / n
     return Look((
-        [f'let x be the number of places that would bring the {other} group level.', f'let x places for {other} make both rates equal.'],
+        [f'let x places in the {d["aim"]} bring the {other} group level.', f'let x places for {other} make both rates equal.'],
         f'x / {m} = {i} / {n}.',
         [f'solve for x: x = {i} * {m} / {n} {eq(x)}.', f'multiply by {m}: x = {i} * {m} / {n} {eq(x)}.'],
         [f'{j} < {num(x)}, and {j} * {n} = {j * n} < {i} * {m} = {i * m} holds, therefore the {best} group is ahead.',
@@ -581,23 +583,23 @@ GRAINS = 'acorn', 'bead', 'bean', 'button', 'cork', 'hazelnut', 'marble', 'nut',
 
 def _draw_jar(rng):
     while True:
-        l, b, h, v, f = 10 * rng.randint(2, 5), 10 * rng.randint(1, 4), rng.randint(5, 18), rng.randint(2, 9), rng.choice((50, 60, 70, 80))
+        l, b, h, v, f = 10 * rng.randint(2, 5), 10 * rng.randint(1, 4), rng.randint(5, 18), rng.choice((2, 3, 4, 5, 6, 8)), rng.choice((50, 60, 70, 80))
         n = l * b * h * f / 100 / v
         claim = int(float(f'{n * rng.choice((.5, .6, .7, .8, .9, 1.1, 1.2, 1.3, 1.5, 1.7)):.2g}'))
-        if abs(claim - n) > .05 * n and claim != round(n): break
+        if n % 1 == 0 and val(l * b * f / 100 / v) == l * b * f / 100 / v and abs(claim - n) > .05 * n: break
     return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), box=rng.choice(CASES), what=rng.choice(GRAINS), l=l, b=b, h=h, v=v, f=f,
                 claim=claim)
 
 def _ask_jar(d):
     who, where, box, what, l, b, h, v, f, claim = d.values()
-    return [f'A {box} in the {where} measures {l} by {b} by {h} cm inside, and {what}s of {v} cm^3 each fill {f} % of it. '
+    return [f'A {box} in the {where} measures {l} by {b} by {h} cm inside, and {what}s of {v} cm^3 each fill {f} % of the {box}. '
             f'Are there more than {claim}, as {who} says?',
             f'{who} bets that the {box} at the {where} holds more than {claim} {what}s. It is {l} cm long, {b} cm wide and {h} cm high; '
-            f'{a(what)} takes {v} cm^3, and {f} % of the space is filled. Is the bet won?',
+            f'{a(what)} takes {v} cm^3, and {f} % of the {box} is filled. Will {who} win?',
             f'How many {what}s lie in the {box} of the {where}? {l} by {b} by {h} cm inside, {v} cm^3 for each, {f} % filled. '
             f'{who} guesses more than {claim}; is that right?',
-            f'{a(what).capitalize()} takes {v} cm^3. The {box} of {who} in the {where} is {l} by {b} by {h} cm and {f} % full of them, '
-            f'the rest is air. More than {claim}?']
+            f'{a(what).capitalize()} takes {v} cm^3. The {box} of {who} in the {where} is {l} by {b} by {h} cm, and {what}s fill {f} % of it. '
+            f'More than {claim}?']
 
 def _room(d):
     # space, filled space, number of things, verdict, the words of the verdict
@@ -613,7 +615,8 @@ def _jar_newton(d):
     space, filled, n, verdict, words = _room(d)
     return Look((
         [f'l = {l} cm, b = {b} cm, h = {h} cm; each {what} takes up {v} cm^3.', f'quantities: a {box} of {l} by {b} by {h} cm, {v} cm^3 per {what}.'],
-        ['volume is conserved: filled volume = number * volume of one, so number = filled / one.', f'law of balance: volume of all {what}s = number * volume of one.'],
+        [f'volume is conserved, a law for every {what}: filled volume = number * {v} cm^3.',
+         f'law of balance: volume of all {what}s = number * volume of one.'],
         f'V = {l} * {b} * {h} = {space} cm^3; filled {space} * {f} / 100 = {filled} cm^3; {filled} / {v} {eq(n, what + "s")}.',
         [f'{words}: the balance of volume gives {num(n)} {what}s.', f'the volumes balance at {num(n)} {what}s, so {words}.']),
         verdict, val(n), f'{what}s', f'the number in the {box}')
@@ -624,11 +627,11 @@ def _jar_davinci(d):
     one = l * b * f / 100 / v
     all_ = h * val(one)
     return Look((
-        [f'look at one layer of the {box}, as thin as 1 cm.', f'the eye takes one slice of 1 cm of the {box} and leaves the rest for later.'],
-        [f'draw the floor as a shape with sides {l} and {b}, and {h} such slices as lines above each other.',
+        [f'look at one layer of the {box}, as thin as 1 cm.', f'the eye takes one slice of {what}s, 1 cm high, out of the {box}.'],
+        [f'draw the floor of the {box} with sides {l} and {b}, and {h} lines above it for the slices.',
          f'sketch the floor to scale, {l} by {b}, then {h} level lines for the slices.'],
         f'a slice holds {l} * {b} * {f} / 100 / {v} {eq(one)} {what}s; as 1 is to {h}, so is {num(one)} to {h} * {num(one)} {eq(all_)}.',
-        [f'{words}, with {num(all_)} in the drawing; a finer slice costs the hand more time.', f'by proportion {num(all_)}: {words}. A rounder shape of {box} would need more lines.']),
+        [f'{words}, with {num(all_)} in the drawing; a finer slice of {box} costs the hand time.', f'by proportion {num(all_)}: {words}. A rounder shape of {box} would need more lines.']),
         verdict, val(all_), f'{what}s', f'the number by slices')
 
 def _jar_human_intuition(d):
@@ -641,7 +644,7 @@ def _jar_human_intuition(d):
         [f'the gut hears {claim} and would call it about right.', f'gut feeling: {claim} sounds like a lot of {what}s.', f'at a glance {claim} {what}s could be about right.'],
         [f'call it {high} cm high and roughly {"half" if part == .5 else "three quarters"} full: {l} * {b} * {high} = {flat}, {flat} * {part} / {v} {eq(guess)}.',
          f'in easy numbers, about {high} cm and {"half" if part == .5 else "three quarters"} full, {l} * {b} * {high} = {flat}, so roughly {flat} * {part} / {v} {eq(guess)}.'],
-        f'exactly {space} * {f} / 100 / {v} {eq(n)}.',
+        f'exactly {l} * {b} * {h} * {f} / 100 / {v} {eq(n)}.',
         [f'the guess of {num(guess)} is off by {num(abs(val(guess) - val(n)))}; {words}.', f'{words}; the easy number {num(guess)} is off by {num(abs(val(guess) - val(n)))}.']),
         verdict, val(guess), f'{what}s', 'the number by easy numbers')
 
@@ -653,9 +656,9 @@ def _jar_quantum(d):
     mean_, bits = cells * f / 100, math.floor(math.log2(val(n))) + 1
     return Look((
         [f'each cell of {v} cm^3 in the {box} is |1> for {a(what)} or |0> for air, with amplitude sqrt({f}/100) of |1>.',
-         f'cut the {box} into cells of {v} cm^3: every cell a superposition of |0>, air, and |1>, {a(what)}, amplitude sqrt({f}/100).'],
-        ['a cell is measured as |1> with its amplitude squared; expectations add up.', 'amplitude squared is the probability of |1>, and the expectation adds over cells.'],
-        f'{space} / {v} {eq(space / v)} cells; {num(cells)} * {f} / 100 {eq(mean_)} expected.',
+         f'cut the {box} into cells of {v} cm^3, each a superposition of |1>, {a(what)}, amplitude sqrt({f}/100), and |0>, air.'],
+        [f'a cell shows {a(what)} with the amplitude squared; over the {box} expectations add.', f'amplitude squared is the probability of {a(what)}, and the expectation adds over cells.'],
+        f'{l} * {b} * {h} / {v} {eq(space / v)} cells; {num(cells)} * {f} / 100 {eq(mean_)} expected.',
         [f'the expectation is {num(mean_)}, {words}; {bits} qubits, with 2^{bits} basis states, can hold the count.',
          f'expect {num(mean_)} cells in |1>: {words}. A register of {bits} qubits, 2^{bits} states, is enough to count.']),
         verdict, val(mean_), f'{what}s', 'the expected number of full cells')
@@ -664,13 +667,13 @@ def _jar_philosophical(d):
     who, box, what, l, b, h, v, f, claim = of(d, 'who box what l b h v f claim')
     space, filled, n, verdict, words = _room(d)
     over = verdict.startswith('more')
-    form, rule = ('modus ponens', 'if Q then P; Q; so P') if over else ('modus tollens', 'if P then Q; not Q; so not P')
+    form, rule = ('modus ponens', 'Q, so P') if over else ('modus tollens', 'not Q, so not P')
     return Look((
-        [f'P is the claim of {who}, more than {claim} {what}s; Q says that they fill more than {claim} * {v} = {claim * v} cm^3. The premise: P if, and only if, Q.',
-         f'the premise is that {who} is right (P) if, and only if, more than {claim} * {v} = {claim * v} cm^3 are filled (Q).'],
-        [f'{form}: {rule}, a valid form.', f'the form is {form}, {rule}, and valid.'],
-        f'filled are {space} * {f} / 100 = {filled} cm^3, so {"Q" if over else "not Q"} is true.',
-        [f'the argument is valid and, if the measures are true, sound: {words}.', f'it follows that the claim {"holds" if over else "fails"}: {words}. To deny it, deny a premise.']),
+        [f'P is the claim of {who}, more than {claim} {what}s; Q says that they fill more than {claim} * {v} = {claim * v} cm^3. The premise: P exactly when Q.',
+         f'the premise is that {who} is right (P) exactly when more than {claim} * {v} = {claim * v} cm^3 are filled (Q).'],
+        [f'{form} ({rule}), a form that is valid for any {box}.', f'the form is {form}, {rule}; it is valid.', f'valid by {form}: {rule}.'],
+        f'filled are {l} * {b} * {h} * {f} / 100 = {filled} cm^3, so {"Q" if over else "not Q"} is true.',
+        [f'the argument is valid and, if the {box} is measured right, sound: {words}.', f'it follows that the claim {"holds" if over else "fails"}: {words}. To deny it, deny a premise.']),
         verdict, filled, 'cm^3', 'the filled space that Q speaks of')
 
 def _jar_neural_network(d):
@@ -692,7 +695,7 @@ def _jar_bias_mitigation(d):
     return Look((
         [f'anchoring: once {who} has said {claim}, every estimate starts there.', f'the temptation is to start from {claim} and correct too little, an anchor.'],
         [f'one yardstick for the claim and the {box}: {what}s per hundred cm^3.', f'the same measure for both sides, {what}s per hundred cm^3.'],
-        f'the {box} has {f} / {v} {eq(f / v)}, the claim 100 * {claim} / {space} {eq(100 * claim / space)} per hundred cm^3.',
+        f'the {box} has {f} / {v} {eq(f / v)}, the claim 100 * {claim} / ({l} * {b} * {h}) {eq(100 * claim / space)} per hundred cm^3.',
         [f'a fair comparison of rates, {num(f / v)} to {num(100 * claim / space)}: {words}.', f'corrected for the anchor, {num(f / v)} against {num(100 * claim / space)}, {words}.']),
         verdict, val(f / v), f'{what}s per hundred cm^3', f'how densely the {box} is filled')
 
@@ -701,11 +704,12 @@ def _jar_psychological(d):
     space, filled, n, verdict, words = _room(d)
     felt = (val(n) + claim) / 2
     return Look((
-        [f'people who hear {claim} feel drawn toward it, and so does the mind of {who}.', f'the mind holds on to {claim}, a number heard before looking at the {box}.'],
-        ['a guess drifts about half the way to the number that was heard; to stop earlier takes effort.', 'attention starts at the number heard and tires about half the way.'],
-        f'real {space} * {f} / 100 / {v} {eq(n)}, felt ({num(n)} + {claim}) / 2 {eq(felt)}.',
+        [f'people who hear {claim} feel drawn to it, {who} too.', f'the mind holds on to {claim}, a number heard before looking at the {box}.'],
+        [f'a guess drifts about half the way to {claim}; to stop earlier takes effort.', f'attention starts at {claim} and tires about half the way to the count.',
+         f'the pull of {claim} is felt over about half the way.'],
+        f'real {l} * {b} * {h} * {f} / 100 / {v} {eq(n)}, felt ({num(n)} + {claim}) / 2 {eq(felt)}.',
         [f'it feels like {num(felt)}, and still {words}; write down your own guess before you listen.',
-         f'{words}, though it feels like {num(felt)}; a habit of measuring first weakens the pull.']),
+         f'{words}, though it feels like {num(felt)}; a habit of measuring the {box} first weakens the pull.']),
         verdict, val(felt), f'{what}s', 'the felt number')
 
 def _jar_mathematical(d):
@@ -713,8 +717,8 @@ def _jar_mathematical(d):
     space, filled, n, verdict, words = _room(d)
     sign = '>' if filled > v * claim else '<'
     return Look((
-        [f'let x be the number of {what}s in the {box}.', f'let x {what}s lie in the {box}, with more than {claim} claimed.'],
-        f'{v} * x = {space} * {f} / 100 = {filled}.',
+        [f'let the {box} hold x {what}s.', f'let x {what}s lie in the {box}, with more than {claim} claimed.'],
+        f'{v} * x = {l} * {b} * {h} * {f} / 100 = {filled}.',
         [f'solve for x: x = {filled} / {v} {eq(n)}.', f'divide by {v}: x = {filled} / {v} {eq(n)}.'],
         [f'substitute the claim: {filled} {sign} {v} * {claim} = {v * claim}, so x {sign} {claim} with x {eq(n)}; therefore {words}.',
          f'the inequality {filled} {sign} {v} * {claim} = {v * claim} holds, therefore {words}; the bound is {num(n)}.']),
@@ -733,18 +737,357 @@ def _expect_jar(key, d):
     return {
         'newton': lambda: [say, f'{l} * {b} * {h} = {space} cm^3', f'{space} * {f} / 100 = {filled} cm^3', f'{filled} / {v} {eq(n)}'],
         'davinci': lambda: [say, '1 cm', f'{l} * {b} * {f} / 100 / {v} {eq(one)}', f'{h} * {num(one)} {eq(h * val(one))}', f'as 1 is to {h}'],
-        'human_intuition': lambda: [say, f'{l} * {b} * {high} = {l * b * high}', f'{l * b * high} * {num(part)} / {v} {eq(guess)}', f'{space} * {f} / 100 / {v} {eq(n)}',
+        'human_intuition': lambda: [say, f'{l} * {b} * {high} = {l * b * high}', f'{l * b * high} * {num(part)} / {v} {eq(guess)}', f'{l} * {b} * {h} * {f} / 100 / {v} {eq(n)}',
                                     f'off by {num(abs(val(guess) - val(n)))}'],
-        'quantum': lambda: [say, f'sqrt({f}/100)', f'{space} / {v} {eq(Fraction(space, v))}', f'{num(cells)} * {f} / 100 {eq(mean_)}', f'{bits} qubits', f'2^{bits}', '|0>', '|1>'],
-        'philosophical': lambda: [say, f'{claim} * {v} = {claim * v}', f'{space} * {f} / 100 = {filled}', 'modus ponens' if n > claim else 'modus tollens'],
+        'quantum': lambda: [say, f'sqrt({f}/100)', f'{l} * {b} * {h} / {v} {eq(Fraction(space, v))}', f'{num(cells)} * {f} / 100 {eq(mean_)}', f'{bits} qubits', f'2^{bits}', '|0>', '|1>'],
+        'philosophical': lambda: [say, f'{claim} * {v} = {claim * v}', f'{l} * {b} * {h} * {f} / 100 = {filled}', 'modus ponens' if n > claim else 'modus tollens'],
         'neural_network': lambda: [say, f'{l} * {b} * {h} = {space}', f'{f} / 100 / {v} {eq(n / space)}', f'bias -{claim}', f'{num(w)} * {space} - {claim} {eq(z)}',
                                    num(max(val(z), 0))],
-        'bias_mitigation': lambda: [say, f'{f} / {v} {eq(n * 100 / space)}', f'100 * {claim} / {space} {eq(Fraction(claim, space) * 100)}'],
-        'psychological': lambda: [say, f'{space} * {f} / 100 / {v} {eq(n)}', f'({num(n)} + {claim}) / 2 {eq(float(felt))}', f'feels like {num(float(felt))}'],
-        'mathematical': lambda: [say, f'{v} * x = {space} * {f} / 100 = {filled}', f'{filled} / {v} {eq(n)}', f'{filled} {sign} {v} * {claim} = {v * claim}'],
+        'bias_mitigation': lambda: [say, f'{f} / {v} {eq(n * 100 / space)}', f'100 * {claim} / ({l} * {b} * {h}) {eq(Fraction(claim, space) * 100)}'],
+        'psychological': lambda: [say, f'{l} * {b} * {h} * {f} / 100 / {v} {eq(n)}', f'({num(n)} + {claim}) / 2 {eq(float(felt))}', f'feels like {num(float(felt))}'],
+        'mathematical': lambda: [say, f'{v} * x = {l} * {b} * {h} * {f} / 100 = {filled}', f'{filled} / {v} {eq(n)}', f'{filled} {sign} {v} * {claim} = {v * claim}'],
     }[key]()
 
 situation('jar', _draw_jar, _ask_jar, _expect_jar, dict(
     newton=_jar_newton, davinci=_jar_davinci, human_intuition=_jar_human_intuition, quantum=_jar_quantum,
     philosophical=_jar_philosophical, neural_network=_jar_neural_network, bias_mitigation=_jar_bias_mitigation,
     psychological=_jar_psychological, mathematical=_jar_mathematical))
+
+# %% ../../nbs/11ae_data.chances.ipynb #005f3cf8
+def _draw_sample(rng):
+    while True:
+        n, m = rng.choice((10, 20, 25, 40, 50)), rng.randint(4, 30)
+        k = rng.randint(1, n // 4)
+        limit = round(m * k * rng.choice((.5, .6, .75, .85, 1.15, 1.3, 1.5, 2.2, 2.6)))
+        one = math.floor(n / k + .5)
+        if limit > 1 and limit not in (m * k, 2 * m * k) and (k + 2) * n * m != limit * (n + 4) and limit * one != n * m: break
+    what, bad, _ = rng.choice(SORTS)
+    return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), what=what, bad=bad, lot=n * m, n=n, k=k, limit=limit)
+
+def _ask_sample(d):
+    who, where, what, bad, lot, n, k, limit = d.values()
+    return [f'{who} inspects {n} of {lot} {what}s for the {where} and finds {k} {bad}. The {what}s are good enough if no more than {limit} are {bad}. '
+            f'Take it or send it back?',
+            f'A lot of {lot} {what}s comes to the {where}. Of {n} that {who} inspects at random, {k} {"is" if k == 1 else "are"} {bad}; '
+            f'up to {limit} {bad} {what}s are allowed. What should {who} do?',
+            f'{k} of {n} {what}s in a random sample {"is" if k == 1 else "are"} {bad}. The {where} accepts at most {limit} {bad} ones in a lot of {lot}. '
+            f'Should {who} take the lot?',
+            f'The {where} gets {lot} {what}s and accepts up to {limit} {bad} ones. In a sample of {n}, {who} meets {k} {bad} '
+            f'{what if k == 1 else what + "s"}. Accept?']
+
+def _lot(d, rate=None):
+    # bad ones to expect in the lot, verdict
+    lot, n, k, limit = of(d, 'lot n k limit')
+    x = lot * k / n if rate is None else lot * rate
+    return x, 'take the lot' if x < limit else 'send it back'
+
+# %% ../../nbs/11ae_data.chances.ipynb #1bec9d90
+def _sample_newton(d):
+    what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
+    x, verdict = _lot(d)
+    return Look((
+        [f'quantities: {k} {bad} per {n} {what}s seen, {lot} {what}s in all.', f'the sample has {n} {what}s with {k} {bad}, the lot {lot}.'],
+        ['one law for part and whole: number = rate * quantity, with the same rate.', f'the rate of {bad} ones acts on sample and lot alike: number = rate * quantity.',
+         f'cause and effect: number of {bad} ones = rate * quantity.'],
+        f'rate {k} / {n} {eq(k / n)} per {what}; {num(k / n)} * {lot} {eq(x)} {bad} {what}s.',
+        [f'{num(x)} act against a limit of {limit}, and the balance tips: {verdict}.', f'the rate gives {num(x)}, {"below" if x < limit else "above"} the limit of {limit}: {verdict}.']),
+        verdict, val(x), f'{bad} {what}s', 'the number in the lot at the rate of the sample')
+
+def _sample_davinci(d):
+    what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
+    x, verdict = _lot(d)
+    return Look((
+        [f'look at {n} {what}s as a small picture of the lot, {k} of them {bad}.', f'the eye sees {k} {bad} {what if k == 1 else what + "s"} among {n}.'],
+        [f'draw two strips of one shape, {n} and {lot} long, and shade the {bad} part of both.', f'sketch lot and sample to scale, one side {lot}, the other {n}, shaded alike.'],
+        f'as {n} is to {lot}, so is {k} to {k} * {lot} / {n} = {num(x)}; the line of the limit stands at {limit}.',
+        [f'the shade ends {"before" if x < limit else "beyond"} the line, {num(x)} to {limit}: {verdict}. A sample beyond {n} draws a finer edge.',
+         f'{verdict}, by the proportion {num(x)} to {limit}; more {what}s make a sharper drawing.']),
+        verdict, val(x), f'{bad} {what}s', 'the shaded part of the lot')
+
+def _sample_human_intuition(d):
+    what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
+    x, verdict = _lot(d)
+    one = math.floor(n / k + .5)
+    guess, gut = lot / one, 'take the lot' if lot / one < limit else 'send it back'
+    return Look((
+        [f'the gut says that roughly one {what} in {one} is {bad}.', f'a first feeling: about one in {one} is {bad}.'],
+        [f'call it one in {one}, so about {lot} / {one} {eq(guess)} in the lot.', f'by rule of thumb one in {one} makes roughly {lot} / {one} {eq(guess)}.'],
+        f'exactly {lot} * {k} / {n} = {num(x)}, with {limit} allowed.',
+        [f'the guess of {num(guess)} is off by {num(abs(val(guess) - x))}, {"close enough" if gut == verdict else "too much here"}: {verdict}.',
+         f'{verdict}; the easy number {num(guess)} is off by {num(abs(val(guess) - x))}{"" if gut == verdict else " and would mislead"}.']),
+        verdict, val(guess), f'{bad} {what}s', 'the number in the lot by the easy number')
+
+# %% ../../nbs/11ae_data.chances.ipynb #fa988859
+def _sample_quantum(d):
+    what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
+    x, verdict = _lot(d)
+    return Look((
+        [f'each {what} is a state sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>, with |1> for {bad}.',
+         f'one qubit for {a(what)}: sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>, {bad} in |1>, good in |0>.'],
+        [f'to inspect {a(what)} is to measure it; the probability of {bad} is the amplitude squared.',
+         f'the probability of {bad} is the amplitude squared; {lot} times it is the expectation.'],
+        f'probability {k}/{n} = {num(k / n)}; expectation {lot} * {num(k / n)} = {num(x)}.',
+        [f'before it is measured no {what} is known, but expect {num(x)} in |1> where {limit} are allowed: {verdict}.',
+         f'{num(x)} of {lot} are expected in |1>, {"fewer" if x < limit else "more"} than {limit}: {verdict}.']),
+        verdict, val(x), f'{bad} {what}s', 'the expected number in |1>')
+
+def _sample_philosophical(d):
+    what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
+    x, verdict = _lot(d)
+    good = verdict == 'take the lot'
+    return Look((
+        [f'the premise speaks of {n} {what}s, the conclusion of {lot}: if {k} of {n} are {bad}, then the lot is alike.',
+         f'from the premise that {k} of {n} {what}s are {bad} comes a conclusion about all {lot}.'],
+        [f'the form is induction, from {n} {what}s to {lot}: not valid, but it can be strong.', f'an induction on {what}s: the premise supports what it says of {lot}, but is no proof.'],
+        f'for certain at least {k} and at most {lot} - {n} + {k} = {lot - n + k} are {bad}; if the lot is alike, {lot} * {k} / {n} = {num(x)}.',
+        [f'what the premises support, with {num(x)} {"within" if good else "beyond"} the limit of {limit}: {verdict}; a counterexample stays possible.',
+         f'{verdict} follows, {num(x)} to {limit}, only if the {n} {what}s are a fair sample, a further premise.']),
+        verdict, val(x), f'{bad} {what}s', 'the number that the induction gives')
+
+def _sample_neural_network(d):
+    what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
+    x, verdict = _lot(d)
+    z = x - limit
+    return Look((
+        [f'one input x1 = {k}, the {bad} {what}s of the sample.', f'the input is the count of {bad} {what}s, x1 = {k}.'],
+        [f'weight {lot} / {n} = {lot // n}, bias -{limit}, step activation, 1 to refuse.', f'a neuron with weight {lot} / {n} = {lot // n}, bias -{limit} and a step that gives 1 to refuse.'],
+        [f'weighted sum {lot // n} * {k} - {limit} = {num(z)}.', f'weight times input plus bias: {lot // n} * {k} - {limit} = {num(z)}.'],
+        [f'step({num(z)}) gives output {int(z > 0)}: {verdict}.', f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)}: {verdict}.']),
+        verdict, abs(val(z)), f'{bad} {what}s', 'the size of the weighted sum')
+
+# %% ../../nbs/11ae_data.chances.ipynb #9e603145
+def _sample_bias_mitigation(d):
+    where, what, bad, lot, n, k, limit = of(d, 'where what bad lot n k limit')
+    rate = (k + 2) / (n + 4)
+    _, verdict = _lot(d, rate)
+    return Look((
+        [f'the law of small numbers: {n} {what}s look like the whole lot, but {k} could easily have been another count.',
+         f'the temptation is to trust {k} of {n} {what}s, a small sample, like all {lot}.'],
+        [f'one yardstick, {bad} ones per hundred {what}s; two of each kind are added to {n}.',
+         f'the same measure for {where} and sample, {bad} per hundred; small counts get two {bad} and two good {what}s more.'],
+        f'raw 100 * {k} / {n} = {num(100 * k / n)}; corrected 100 * ({k} + 2) / ({n} + 4) {eq(100 * rate)}; allowed 100 * {limit} / {lot} {eq(100 * limit / lot)}.',
+        [f'by the corrected rate of {num(100 * rate)} per hundred, {verdict}.', f'a fair view with {num(100 * rate)} per hundred: {verdict}; a larger sample would need less correction.']),
+        verdict, val(100 * rate), 'per hundred', f'the corrected rate of {bad} {what}s')
+
+def _sample_psychological(d):
+    what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
+    x, verdict = _lot(d)
+    felt, feels = _lot(d, 2 * k / n)
+    return Look((
+        [f'{a(bad)} {what} catches the attention; the good ones are not noticed.', f'the mind keeps {a(bad)} {what} and forgets the good ones.'],
+        [f'people weigh losses double, so {k} {bad} feel like 2 * {k} = {2 * k}.', f'{k} {bad} ones are felt as 2 * {k} = {2 * k}, since a loss counts double.'],
+        f'felt {lot} * {2 * k} / {n} = {num(felt)}, real {lot} * {k} / {n} = {num(x)}, allowed {limit}.',
+        [f'the feeling says {feels} at {num(felt)}, the count says {verdict} at {num(x)}; set the limit before looking.',
+         f'at {num(felt)} the feeling says {feels}, at {num(x)} the count says {verdict}; a written limit takes the regret out.']),
+        feels, val(felt), f'{bad} {what}s', 'the felt number in the lot')
+
+def _sample_mathematical(d):
+    what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
+    x, verdict = _lot(d)
+    sign, most = '<' if x < limit else '>', limit * n / lot
+    return Look((
+        [f'let x {what}s of the lot be {bad}.', f'let x of the {lot} {what}s be {bad}.'],
+        f'x / {lot} = {k} / {n}.',
+        [f'solve for x: x = {k} * {lot} / {n} = {num(x)} {sign} {limit}.', f'multiply by {lot}: x = {k} * {lot} / {n} = {num(x)} {sign} {limit}.'],
+        [f'substitute back: {num(x)} / {lot} = {k} / {n} holds; the threshold in the sample is {limit} * {n} / {lot} {eq(most)}, therefore {verdict}.',
+         f'in the sample the bound is {limit} * {n} / {lot} {eq(most)} and {k} lies {"below" if x < limit else "above"} it, therefore {verdict} with x = {num(x)}.']),
+        verdict, val(x), f'{bad} {what}s', 'the solution x')
+
+# %% ../../nbs/11ae_data.chances.ipynb #dc2a8d8a
+def _expect_sample(key, d):
+    lot, n, k, limit = of(d, 'lot n k limit')
+    p, each = Fraction(k, n), lot // n
+    x, one = sum([each] * k), int((Decimal(n) / k).quantize(Decimal(1), ROUND_HALF_UP))
+    decide = lambda y: 'take the lot' if y < limit else 'send it back'
+    now, guess, fixed, z = decide(x), Fraction(lot, one), 1 - Fraction(n - k + 2, n + 4), x - limit
+    return {
+        'newton': lambda: [now, f'{k} / {n} {eq(p)}', f'{num(p)} * {lot} = {x}', f'{limit}'],
+        'davinci': lambda: [now, f'{k} * {lot} / {n} = {x}', f'{x} to {limit}', f'as {n} is to {lot}'],
+        'human_intuition': lambda: [now, f'in {one}', f'{lot} / {one} {eq(guess)}', f'{lot} * {k} / {n} = {x}', f'off by {num(abs(val(guess) - x))}'],
+        'quantum': lambda: [now, f'sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>', f'{k}/{n} = {num(p)}', f'{lot} * {num(p)} = {x}'],
+        'philosophical': lambda: [now, 'induction', f'{lot} - {n} + {k} = {lot - (n - k)}', f'{lot} * {k} / {n} = {x}'],
+        'neural_network': lambda: [now, f'{lot} / {n} = {each}', f'{each} * {k} - {limit} = {z}', f'bias -{limit}', f'output {int(z > 0)}', '1'],
+        'bias_mitigation': lambda: [decide(fixed * lot), f'100 * {k} / {n} = {num(100 * p)}', f'100 * ({k} + 2) / ({n} + 4) {eq(100 * fixed)}',
+                                    f'100 * {limit} / {lot} {eq(Fraction(100 * limit, lot))}'],
+        'psychological': lambda: [f'feeling says {decide(x + x)}', f'count says {now}', f'2 * {k} = {k + k}', f'{lot} * {k + k} / {n} = {x + x}', f'{lot} * {k} / {n} = {x}'],
+        'mathematical': lambda: [now, f'x / {lot} = {k} / {n}', f'{k} * {lot} / {n} = {x} {"<" if z < 0 else ">"} {limit}', f'{limit} * {n} / {lot} {eq(Fraction(limit, each))}'],
+    }[key]()
+
+situation('sample', _draw_sample, _ask_sample, _expect_sample, dict(
+    newton=_sample_newton, davinci=_sample_davinci, human_intuition=_sample_human_intuition, quantum=_sample_quantum,
+    philosophical=_sample_philosophical, neural_network=_sample_neural_network, bias_mitigation=_sample_bias_mitigation,
+    psychological=_sample_psychological, mathematical=_sample_mathematical))
+
+# %% ../../nbs/11ae_data.chances.ipynb #902ee957
+WEATHER = 'fog', 'frost', 'hail', 'ice', 'rain', 'snow', 'sunshine', 'thunder', 'wind', 'a storm', 'a dry day', 'a thaw'
+DAYS = 10, 20, 25, 40, 50
+
+def _draw_forecast(rng):
+    while True:
+        n, m = rng.choice(DAYS), rng.choice(DAYS)
+        i, j = round(n * rng.uniform(.4, .95)), round(m * rng.uniform(.4, .95))
+        if i < n and j < m and i * m != j * n and 3 * i - 2 * n != 3 * j - 2 * m and (20 * i + n) // (2 * n) != (20 * j + m) // (2 * m) \
+            and max((20 * i + n) // (2 * n), (20 * j + m) // (2 * m)) < 10: break
+    who, first, second = rng.sample(NAMES, 3)
+    return dict(who=who, where=rng.choice(PLACES), what=rng.choice(WEATHER), x=first, y=second, n=n, i=i, m=m, j=j)
+
+def _ask_forecast(d):
+    who, where, what, x, y, n, i, m, j = d.values()
+    return [f'{x} forecasts {what} for the {where}, {y} denies it. {x} was right on {i} of {n} days, {y} on {j} of {m}; their errors are independent. '
+            f'Whom should {who} follow?',
+            f'Will there be {what} at the {where}? {x}, right on {i} of {n} days, says yes; {y}, right on {j} of {m}, says no. '
+            f'If {x} and {y} err independently, whose word should {who} take?',
+            f'{who} hears two independent forecasts for the {where}: {x} promises {what}, {y} does not. Hits so far: {x} {i} of {n}, {y} {j} of {m}. '
+            f'Is {x} or {y} to be trusted?',
+            f'At the {where}, {who} must choose between {x}, who expects {what} and was right {i} times of {n}, and {y}, who does not and was right '
+            f'{j} times of {m}. They err independently. Whom to follow?']
+
+def _two(d):
+    # the better record first: name, days, hits; weights for each; percent that the first is right
+    x, y, n, i, m, j = of(d, 'x y n i m j')
+    (best, n, i), (other, m, j) = sorted([(x, n, i), (y, m, j)], key=lambda g: -g[2] / g[1])
+    p, q = i * (m - j), j * (n - i)
+    return best, n, i, other, m, j, p, q, 100 * p / (p + q)
+
+# %% ../../nbs/11ae_data.chances.ipynb #59b82b4b
+def _forecast_newton(d):
+    best, n, i, other, m, j, p, q, c = _two(d)
+    return Look((
+        [f'{best} with {i} hits and {n} - {i} = {n - i} misses pulls one way, {other} with {j} hits and {m} - {j} = {m - j} misses the other.',
+         f'quantities: {i} hits, {n} - {i} = {n - i} misses for {best}; {j} hits, {m} - {j} = {m - j} misses for {other}.'],
+        ['two forces act against each other, each = own hits * misses of the other.', f'law of balance: the force of {best} is hits * misses of {other}, and the reverse.',
+         f'each side acts with the force hits * misses of the other.'],
+        f'{i} * {m - j} = {p} for {best}, {j} * {n - i} = {q} for {other}; rate 100 * {p} / ({p} + {q}) {eq(c, "%")}.',
+        [f'the balance tips by {num(c)} %: follow {best}.', f'follow {best}, whose force is {num(c)} % of both.']),
+        f'follow {best}', val(c), '%', f'the chance that {best} is right')
+
+def _forecast_davinci(d):
+    best, n, i, other, m, j, p, q, c = _two(d)
+    x, y = ratio(p, q)
+    return Look((
+        [f'look at a field {n} wide for {best} and {m} high for {other}.', f'the eye takes one side, {n}, for {best} and the other, {m}, for {other}.'],
+        [f'draw an upright line at {i} and a level line at {j}; two of the four shapes show one right, one wrong: {m} - {j} = {m - j} high, {n} - {i} = {n - i} wide.',
+         f'sketch a line at {i} on one side and at {j} on the other; where one errs alone lie two shapes, {m} - {j} = {m - j} high and {n} - {i} = {n - i} wide.'],
+        f'areas {i} * {m - j} = {p} and {j} * {n - i} = {q}, in the proportion {x} : {y}, of which the first is {num(c)} %.',
+        [f'as {x} is to {y}, so {best} is to {other}: follow {best}.', f'follow {best}, for the larger shape is that one, as {x} is to {y}.']),
+        f'follow {best}', val(c), '%', f'the part of the area that is for {best}')
+
+def _forecast_human_intuition(d):
+    best, n, i, other, m, j, p, q, c = _two(d)
+    t, u = math.floor(10 * i / n + .5), math.floor(10 * j / m + .5)
+    x, y = t * (10 - u), u * (10 - t)
+    guess, gut = 100 * x / (x + y), best if i > j else other
+    return Look((
+        [f'the gut goes with {gut}, who was right {max(i, j)} times.' if i != j else f'the gut cannot tell {best} from {other}, both right {i} times.',
+         f'a feeling for {gut}, with {max(i, j)} hits.' if i != j else f'no gut feeling, with {i} hits for each.'],
+        [f'call it roughly {t} in ten and about {u} in ten: {t} * {10 - u} = {x} to {u} * {10 - t} = {y}, so about {num(guess)} %.',
+         f'in easy numbers about {t} of ten against roughly {u} of ten, {t} * {10 - u} = {x} and {u} * {10 - t} = {y}: about {num(guess)} %.'],
+        f'exactly {i} * ({m} - {j}) = {p} to {j} * ({n} - {i}) = {q}, 100 * {p} / ({p} + {q}) {eq(c, "%")}.',
+        [f'follow {best}; the guess of {num(guess)} % is off by {num(abs(val(guess) - val(c)))} points.',
+         f'the rough {num(guess)} % is off by {num(abs(val(guess) - val(c)))} points, and the advice stays: follow {best}.']),
+        f'follow {best}', val(guess), '%', f'the rough chance that {best} is right')
+
+# %% ../../nbs/11ae_data.chances.ipynb #211eae4d
+def _forecast_quantum(d):
+    best, n, i, other, m, j, p, q, c = _two(d)
+    return Look((
+        [f'two qubits, one for {best} and one for {other}, each |r> right or |w> wrong: basis states |rr>, |rw>, |wr>, |ww>.',
+         f'a register of two qubits, {best} first, r for right and w for wrong, in a superposition of |rr>, |rw>, |wr>, |ww>.'],
+        [f'amplitudes multiply; since {best} and {other} disagree, only |rw> or |wr> can be measured, and amplitudes squared are scaled to one.',
+         'the amplitude squared is the probability; disagreement leaves |rw> and |wr> of the superposition.'],
+        f'|rw>: {i} * ({m} - {j}) = {p}, |wr>: {j} * ({n} - {i}) = {q}, both over {n} * {m}; 100 * {p} / ({p} + {q}) {eq(c, "%")}.',
+        [f'expect |rw> with probability {num(c)} %: follow {best}.', f'a measurement would give |rw> with {num(c)} %, so follow {best}.']),
+        f'follow {best}', val(c), '%', 'the probability of |rw>')
+
+def _forecast_philosophical(d):
+    best, n, i, other, m, j, p, q, c = _two(d)
+    return Look((
+        [f'the premises: {d["x"]} or {d["y"]} is right, and not both; if one has the better record, that one is more likely right.',
+         f'one premise is that exactly one of {d["x"]} and {d["y"]} is right; the other, that a better record makes it more likely.'],
+        ['P or Q, not both: what follows for certain is only that one of them errs.', 'an exclusive "or"; from it alone neither P nor Q follows.'],
+        f'{best} right and {other} wrong {i} * ({m} - {j}) = {p}, the reverse {j} * ({n} - {i}) = {q}; a miss would be no counterexample.',
+        [f'an argument from authority is not valid but can be strong; {p} against {q} support: follow {best}.',
+         f'not proved, supported by {p} to {q}: follow {best}. The conclusion may be false with true premises.']),
+        f'follow {best}')
+
+def _forecast_neural_network(d):
+    best, n, i, other, m, j, p, q, c = _two(d)
+    x, y, n, i, m, j = of(d, 'x y n i m j')
+    u, w = (2 * i - n) / n, (2 * j - m) / m
+    z = u - w
+    return Look((
+        [f'inputs x1 = 1, the yes of {x}, and x2 = -1, the no of {y}.', f'the input vector (1, -1): {x} says yes, {y} says no.'],
+        [f'weights (hits - misses) / days: ({i} - {n - i}) / {n} = {num(u)} and ({j} - {m - j}) / {m} = {num(w)}; bias 0; step activation.',
+         f'a neuron with weights ({i} - {n - i}) / {n} = {num(u)} for {x} and ({j} - {m - j}) / {m} = {num(w)} for {y}, bias 0, step activation.'],
+        [f'weighted sum {num(u)} * 1 + {num(w)} * -1 = {num(z)}.', f'weights times inputs, summed: {num(u)} * 1 + {num(w)} * -1 = {num(z)}.'],
+        [f'step({num(z)}) gives output {int(z > 0)}, {"yes" if z > 0 else "no"}: follow {best}.',
+         f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)} for {"yes" if z > 0 else "no"}: follow {best}.']),
+        f'follow {best}', abs(val(z)), 'votes', 'the size of the weighted sum')
+
+# %% ../../nbs/11ae_data.chances.ipynb #e75c2d55
+def _forecast_bias_mitigation(d):
+    best, n, i, other, m, j, p, q, c = _two(d)
+    gap = val(100 * i / n) - val(100 * j / m)
+    return Look((
+        [f'the temptation is to count hits, {d["i"]} for {d["x"]} and {d["j"]} for {d["y"]}, or to believe the one who speaks last (recency).',
+         f'neglect of the number of days: {d["i"]} hits of {d["x"]} and {d["j"]} of {d["y"]} are not from equal records.'],
+        ['one yardstick for both sides: hits per hundred days.', f'the same measure for {d["x"]} and {d["y"]}, a rate per hundred days and not a count.'],
+        f'rates 100 * {i} / {n} {eq(100 * i / n)} for {best} and 100 * {j} / {m} {eq(100 * j / m)} for {other}; {num(100 * i / n)} - {num(100 * j / m)} {eq(gap)}.',
+        [f'corrected, {best} leads by {num(gap)} per hundred: follow {best}.', f'a fair view: {num(gap)} per hundred in favour, follow {best}.']),
+        f'follow {best}', val(gap), 'per hundred', f'the lead of {best}')
+
+def _forecast_psychological(d):
+    best, n, i, other, m, j, p, q, c = _two(d)
+    f, g = i - 2 * (n - i), j - 2 * (m - j)
+    felt = best if f > g else other
+    return Look((
+        [f'people remember the misses of {d["x"]} and {d["y"]} better than the hits.', f'a wrong forecast stays with {d["who"]}; a right one soon loses attention.'],
+        ['each miss is felt like two hits, since losses weigh double.', f'regret makes {d["who"]} weigh a miss like two hits.',
+         f'a loss weighs double in the mind of {d["who"]}: one miss, two hits.'],
+        f'felt {i} - 2 * {n - i} = {f} for {best}, {j} - 2 * {m - j} = {g} for {other}, a gap of {abs(f - g)}.',
+        [f'the feeling says follow {felt}, the rates say {best}; {"both agree" if felt == best else "write the record down before deciding"}.',
+         f'the feeling says follow {felt}, the rates say {best}; attention to the whole record {"changes nothing" if felt == best else "helps"}.']),
+        f'follow {felt}', abs(f - g), 'felt hits', 'the felt gap between the records')
+
+def _forecast_mathematical(d):
+    best, n, i, other, m, j, p, q, c = _two(d)
+    return Look((
+        [f'let x be the chance in percent that {best} is right, given that they disagree.', f'let x percent stand for {best} and 100 - x for {other}.'],
+        f'x / (100 - x) = {i} * ({m} - {j}) / ({j} * ({n} - {i})) = {p} / {q}.',
+        [f'solve for x: {p + q} * x = 100 * {p}, x {eq(c)}.', f'multiply out: {p + q} * x = 100 * {p}, x {eq(c)}.'],
+        [f'{p} > {q} holds, so x lies above the threshold of one half, therefore follow {best} with {num(c)} %.',
+         f'substitute back: {p} + {q} = {p + q} and {p} > {q}; x is {num(c)}, therefore follow {best}.']),
+        f'follow {best}', val(c), '%', 'the solution x')
+
+# %% ../../nbs/11ae_data.chances.ipynb #e30c46e2
+def _expect_forecast(key, d):
+    records = {d['x']: (d['n'], d['i']), d['y']: (d['m'], d['j'])}
+    rate = {k: Fraction(hits, days) for k, (days, hits) in records.items()}
+    best, other = sorted(rate, key=rate.get, reverse=True)
+    (n, i), (m, j), r, q = records[best], records[other], rate[best], rate[other]
+    one, two = r * (1 - q), q * (1 - r)
+    p, o, c = int(one * n * m), int(two * n * m), 100 * one / (one + two)
+    t, u = (int(Decimal(float(10 * k)).quantize(Decimal(1), ROUND_HALF_UP)) for k in (r, q))
+    guess, f, g, odds = 100 / (1 + Fraction(u * (10 - t), t * (10 - u))), 3 * i - 2 * n, 3 * j - 2 * m, one / two
+    x, y = (2 * rate[d[k]] - 1 for k in ('x', 'y'))
+    say, sums, gap = f'follow {best}', [f'{i} * {m - j} = {p}', f'{j} * {n - i} = {o}'], val(100 * r) - val(100 * q)
+    misses = [f'{n} - {i} = {n - i}', f'{m} - {j} = {m - j}']
+    return {
+        'newton': lambda: [say, *sums, *misses, f'100 * {p} / ({p} + {o}) {eq(c, "%")}'],
+        'davinci': lambda: [say, *sums, *misses, f'{odds.numerator} : {odds.denominator}', f'as {odds.numerator} is to {odds.denominator}', f'{num(c)} %'],
+        'human_intuition': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}', f'100 * {p} / ({p} + {o}) {eq(c, "%")}', f'{t} * {10 - u} = {t * (10 - u)}', f'{u} * {10 - t} = {u * (10 - t)}',
+                                    f'{num(guess)} %', f'off by {num(abs(val(guess) - val(c)))} points'],
+        'quantum': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}', f'{n} * {m}', f'100 * {p} / ({p} + {o}) {eq(c, "%")}'],
+        'philosophical': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}'],
+        'neural_network': lambda: [say, '1', '-1', 'bias 0', f'({d["i"]} - {d["n"] - d["i"]}) / {d["n"]} = {num(x)}', f'({d["j"]} - {d["m"] - d["j"]}) / {d["m"]} = {num(y)}',
+                                   f'{num(x)} * 1 + {num(y)} * -1 = {num(x - y)}', f'output {int(x > y)}'],
+        'bias_mitigation': lambda: [say, f'100 * {i} / {n} {eq(100 * r)}', f'100 * {j} / {m} {eq(100 * q)}', f'{num(100 * r)} - {num(100 * q)} {eq(gap)}'],
+        'psychological': lambda: [f'feeling says follow {best if f > g else other}', f'rates say {best}', f'{i} - 2 * {n - i} = {f}', f'{j} - 2 * {m - j} = {g}',
+                                  f'gap of {max(f, g) - min(f, g)}'],
+        'mathematical': lambda: [say, f'{i} * ({m} - {j}) / ({j} * ({n} - {i})) = {p} / {o}', f'{p + o} * x = 100 * {p}', f'x {eq(c)}', f'{p} > {o}'],
+    }[key]()
+
+situation('forecast', _draw_forecast, _ask_forecast, _expect_forecast, held_out=True, looks=dict(
+    newton=_forecast_newton, davinci=_forecast_davinci, human_intuition=_forecast_human_intuition, quantum=_forecast_quantum,
+    philosophical=_forecast_philosophical, neural_network=_forecast_neural_network, bias_mitigation=_forecast_bias_mitigation,
+    psychological=_forecast_psychological, mathematical=_forecast_mathematical))
