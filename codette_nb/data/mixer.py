@@ -21,7 +21,7 @@ from .corpora import shared_ngrams, split_documents
 from .ngrams import commonest_runs, memory_bits
 from .records import FORMS, Record, fingerprint, forms, render
 from .sources import ABOUT, FAMILIES, SOURCES, check_about, families
-from . import calls, chances, consciousness, formal, people, perspectives, reasoning, situations # registers their families
+from . import calls, chances, consciousness, formal, people, perspectives, reasoning, services, situations # registers their families
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-gen
 class Generated:

@@ -139,7 +139,7 @@ def write_file(workspace, path, content, append=False):
     if p.is_dir(): raise CodetteError(f"{path} is a folder: give the name of a file")
     p.parent.mkdir(parents=True, exist_ok=True)
     with open(p, 'a' if append else 'w', encoding='utf-8', newline='\n') as f: f.write(content)
-    return f"{'Added' if append else 'Wrote'} {len(content)} characters to {path}"
+    return f"{'Added' if append else 'Wrote'} {len(content)} character{'s' * (len(content) != 1)} to {path}"
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-list
 def _below(workspace, directory, recursive):
@@ -237,7 +237,8 @@ _LITTLE = set('a an and are at does for from has have how in is it of on the to 
 
 def _words(text): return set(re.findall(r'\w+', text.lower())) - _LITTLE
 
-@tool('knowledge_base', 'Look something up in the knowledge base.', 'query', query=dict(type='string'), max_results=dict(type='integer'))
+@tool('knowledge_base', 'Look something up in the knowledge base.', 'query', query=dict(type='string'),
+      max_results=dict(type='integer'))
 def query_knowledge_base(workspace, query, max_results=3):
     "Entries with more than half of the words of `query`, one a line, those with most words first."
     if workspace.knowledge is None: raise CodetteError("this workspace has no knowledge base")
@@ -439,7 +440,8 @@ def fetch_local(
             return r.status, r.read().decode()
         except OSError as e:
             connection.close() # what comes late must not be taken for the next answer
-            raise CodetteError(f"{url} did not answer in time" if isinstance(e, TimeoutError) else f"{url} cannot be reached") from e
+            raise CodetteError(f"{url} did not answer in time" if isinstance(e, TimeoutError)
+                               else f"{url} cannot be reached") from e
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-web
 def _fetch(workspace, *request):
