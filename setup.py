@@ -8,6 +8,8 @@ parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 readme = here/'README.md'
+extras = {k: cfg[f'{k}_requirements'].split() for k in ('files', 'teacher', 'dev')}
+extras['dev'] += extras['files'] + extras['teacher']  # everything that the tests touch
 
 setup(
     name=cfg['lib_name'],
@@ -23,7 +25,7 @@ setup(
     packages=find_packages(include=['codette_nb', 'codette_nb.*']),
     python_requires=f">={cfg['min_python']},<3.14",
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     zip_safe=False,
 )
