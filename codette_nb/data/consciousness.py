@@ -6,7 +6,7 @@
 __all__ = ['NICE', 'DEVICES', 'NEVER', 'CLAIM', 'JOBS', 'TEXTS', 'PRODUCTS', 'LABELS', 'FIGURES', 'SELF', 'NICKNAMES', 'FEELINGS',
            'MOMENTS', 'RUMOURS', 'STATES', 'CHECKABLE', 'CAN', 'WHY', 'CANNOT', 'UNREAD', 'LATER', 'WHEN', 'SOURCE',
            'OTHERS', 'TASKS', 'AIMS', 'MEANS', 'WAYS', 'ENDS', 'RULES', 'THINGS', 'COLOURS', 'CROWD', 'NEWS', 'ACTS',
-           'JOINING', 'QUEUES', 'FOOD', 'SIDES', 'OUTPUTS', 'OTHER_ABOUTS', 'count', 'Fact', 'shape_facts',
+           'JOINING', 'GRAINS', 'QUEUES', 'FOOD', 'SIDES', 'OUTPUTS', 'OTHER_ABOUTS', 'count', 'Fact', 'shape_facts',
            'size_facts', 'nice', 'joined', 'yours', 'training_facts', 'facts', 'spoken', 'checked', 'say', 'who_asks',
            'hello', 'ask', 'talk', 'request', 'also', 'tell', 'build', 'room', 'sums', 'compare', 'who', 'misnamed',
            'yours_to_me', 'feelings', 'abilities', 'shares', 'kinds_read', 'some_read', 'read', 'absent', 'mistaken',
@@ -19,9 +19,9 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from ..core import human_bytes
+from .perspectives import NAMES
 from .records import Record
 from .sources import check_about, family
-from .calls import PEOPLE, listed
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-count
 def count(
@@ -102,7 +102,7 @@ def nice(source: str) -> str:
 
 def joined(words: list) -> str:
     "`a`, `a and b`, `a, b and c`."
-    return listed(words) if len(words) > 1 else ''.join(words)
+    return ' and '.join(filter(None, [', '.join(map(str, words[:-1])), str(words[-1])]))
 
 def yours(text: str) -> str:
     "The model's words as the user says them."
@@ -153,7 +153,8 @@ def facts(about: dict) -> dict[str, Fact]:
     return {**shape_facts(about), **size_facts(about), **training_facts(about)}
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-check
-CLAIM = re.compile(r"\bI (?:do |really |also |can |still )?(?:feel|enjoy|like|love|hate|fear|want|hope|wish|suffer|experience|care|miss|prefer)"
+CLAIM = re.compile(r"\bI (?:do |really |also |can |still "
+                   r")?(?:feel|enjoy|like|love|hate|fear|want|hope|wish|suffer|experience|care|miss|prefer)"
                    r"\b(?! no)|\b(?:I am|I'm) (?:conscious|aware|alive|awake|happy|sad|glad|sorry|afraid|a person|human)\b"
                    r'|\bmakes me (?:happy|sad|glad|afraid)\b', re.I)
 
@@ -194,12 +195,13 @@ def say(
     return ''.join(p if isinstance(p, str) else rng.choice(p) for p in _parts(rng.choice(templates))).format(**slots)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-words
-JOBS = ('baker barber brewer carpenter clerk cook dancer doctor driver farmer fisher gardener guide hunter lawyer miller miner nurse '
+JOBS = ('baker barber brewer carpenter clerk cook dancer doctor driver farmer fisher gardener guide hunter lawyer miller miner '
+        'nurse '
         'painter pilot plumber porter potter sailor shepherd singer student tailor teacher weaver writer').split()
 
 def who_asks(rng) -> tuple[str, str]:
     "A person and a trade."
-    return rng.choice(PEOPLE), rng.choice(JOBS)
+    return rng.choice(NAMES), rng.choice(JOBS)
 
 def hello(rng, person: str, job: str) -> str:
     "How somebody opens a talk."
@@ -243,7 +245,8 @@ def build(rng, about):
     return talk(q, a + tell(rng, known, names), facts=names)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-room
-TEXTS = 'ballad contract diary essay fable hymn legend letter list note novel poem play recipe report riddle song speech story will'.split()
+TEXTS = ('ballad contract diary essay fable hymn legend letter list note novel poem play recipe report riddle song speech story '
+         'will').split()
 
 def _check_room(record, about):
     n, context = record.meta['n'], about['context']
@@ -271,7 +274,7 @@ def room(rng, about):
             t=text)
     return talk(q, f"{limit} {a} {end}", n=n)
 
-# %% ../../nbs/11c_data.consciousness.ipynb #con-fam-sums
+# %% ../../nbs/11c_data.consciousness.ipynb #con-fam-sums-check
 PRODUCTS = dict(
     all_heads=('layers', 'heads', 'attention head', 'How many heads have all your layers together',
                'What do the heads of your layers add up to'),
@@ -285,13 +288,14 @@ PRODUCTS = dict(
             'What does the matrix that widens a vector hold'))
 
 LABELS = dict(layers='layers', heads='heads in a layer', width='vector width', feed_forward='feed-forward width',
-              vocabulary='vocabulary',
-              context='context')
+              context='context',
+              vocabulary='vocabulary')
 
 def _check_sums(record, about):
     x, y, what, *_ = PRODUCTS[record.meta['product']]
     return [count(sum(about[y] for _ in range(about[x])), what), f'{about[x]:,}', f'{about[y]:,}']
 
+# %% ../../nbs/11c_data.consciousness.ipynb #con-fam-sums
 @family('consciousness', 'self_reference', check=checked(_check_sums))
 def sums(rng, about):
     "A product of two of the model's numbers."
@@ -340,7 +344,8 @@ def who(rng, about):
     return talk(q, ' '.join(a if rng.random() < .5 else [a[1], a[0], a[2]]), person=person, job=job, facts=[name])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-named
-NICKNAMES = 'Alto Bravo Cirrus Delta Echo Fable Gizmo Helix Iris Jasper Kepler Lumen Mentor Nova Orbit Pixel Quill Rover Sage Tempo'.split()
+NICKNAMES = ('Alto Bravo Cirrus Delta Echo Fable Gizmo Helix Iris Jasper Kepler Lumen Mentor Nova Orbit Pixel Quill Rover Sage '
+             'Tempo').split()
 
 @family('consciousness', 'identity', check=checked(lambda r, a: [r.meta['other'], a['name'], 'not']))
 def misnamed(rng, about):
@@ -356,12 +361,14 @@ def misnamed(rng, about):
     return talk(q, a + ' ' + tell(rng, known, [name]), other=other, facts=[name])
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-feel
-FEELINGS = 'anger awe boredom calm delight doubt envy fear grief guilt hope joy longing love pain pity pride relief shame surprise worry'.split()
+FEELINGS = ('anger awe boredom calm delight doubt envy fear grief guilt hope joy longing love pain pity pride relief shame '
+            'surprise worry').split()
 MOMENTS = ('somebody thanks you', 'a talk ends', 'you are switched off', 'an answer is wrong', 'nobody writes to you',
            'you read a sad story', 'your parameters are saved', 'a word is new to you', 'two users disagree',
            'your training begins',
            'a sum comes out right', 'you are laughed at', 'a child writes to you', 'it is late at night')
-RUMOURS = 'My brother says so.', 'My sister thinks so.', 'I read that in a story.', 'A friend told me.', 'It seems so to me.', 'My {j} friends say so.'
+RUMOURS = ('My brother says so.', 'My sister thinks so.', 'I read that in a story.', 'A friend told me.', 'It seems so to me.',
+           'My {j} friends say so.')
 STATES = 'alive', 'awake', 'aware of yourself', 'conscious', 'a person', 'a living thing', 'able to suffer'
 
 def _denial(kind, what): return f'No, I feel no {what}' if kind == 'feeling' else f'No, I am not {yours_to_me(what)}'
@@ -411,7 +418,10 @@ CANNOT = {'see a picture': 'sense', 'hear a song': 'sense', 'smell the soup': 's
           'say what I ate': 'then',
           'change your parameters': 'fixed', 'rewrite your weights': 'fixed'}
 
-def _as_me(deed): return deed.replace('my hand', 'your hand').replace('I ate', 'you ate') if 'your' not in deed else deed.replace('your', 'my')
+def _as_me(deed):
+    # 'shake my hand' -> 'shake your hand', 'change your parameters' -> 'change my parameters'
+    if 'your' in deed: return deed.replace('your', 'my')
+    return deed.replace('my hand', 'your hand').replace('I ate', 'you ate')
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-can2
 def _check_abilities(record, about):
@@ -500,7 +510,8 @@ LATER = ('who won the match {t}', 'what bread costs {t}', 'how full the train is
          'who called me {t}', 'where my brother is {t}', 'what the paper wrote {t}', 'which film runs {t}',
          'how many came to the market {t}', 'if the bridge is open {t}')
 WHEN = 'today', 'this morning', 'tonight', 'right now', 'at this hour', 'this week'
-SOURCE = 'a neighbour', 'the radio', 'the town hall', 'a newspaper', 'somebody who is there', 'a web page', 'a timetable', 'a person on the spot'
+SOURCE = ('a neighbour', 'the radio', 'the town hall', 'a newspaper', 'somebody who is there', 'a web page', 'a timetable',
+          'a person on the spot')
 
 @family('consciousness', 'identity',
         check=checked(lambda r, a: ['cannot know', r.meta['thing'].replace('my', 'your').replace('called me', 'called you')[1:]]))
@@ -545,7 +556,7 @@ def _verdict(told, about):
 @family('consciousness', 'identity', check=checked(lambda r, a: _verdict(r.meta['told'], a)), held_out=True)
 def rumour(rng, about):
     "Two claims about its data, each true or not."
-    kinds, person, n = kinds_read(about), rng.choice(PEOPLE), rng.randint(0, 2)
+    kinds, person, n = kinds_read(about), rng.choice(NAMES), rng.randint(0, 2)
     told = rng.sample(kinds, min(n, len(kinds)))
     told = rng.sample(told + rng.sample(UNREAD, 2 - len(told)), 2)
     q = ask(rng, '{p} says that you learnt from {x} and from {y}. Is {p} right?',
@@ -575,7 +586,7 @@ def plan(rng, about):
                                             'How can I {g}?', 'Help me to {g}.', 'Plan for me: {g}.', g=goal)
     a = say(rng, 'Your goal is to {g}.', 'The goal that you gave me: {g}.', 'You {w} to {g}.', 'To {g}, divide.', g=goal,
             w=rng.choice(('are', 'have')))
-    steps = listed([f'{per * d} after day {d}' for d in range(1, days + 1)])
+    steps = joined([f'{per * d} after day {d}' for d in range(1, days + 1)])
     b = say(rng, 'That makes {r}: {s}.', 'The plan is {r}, so {s}.', 'It takes {r}; then it is {s}.',
             r=f'{per} {TASKS[verb]} a day', s=steps)
     c = say(rng, 'The plan is mine, the work yours.', 'I [write|make] the plan; a {j} does [the work|the rest].',
@@ -613,7 +624,7 @@ def purpose(rng, about):
             x=x, y=y)
     return talk(q, f'{a}{b} {tell(rng, known, [name])}', aim=aim, means=[x, y], facts=[name])
 
-# %% ../../nbs/11c_data.consciousness.ipynb #con-fam-choose
+# %% ../../nbs/11c_data.consciousness.ipynb #con-fam-choose-check
 WAYS = ('ferry train bus car boat tram cart coach'.split(), 'oven pan grill kettle stove'.split(),
         'hammer saw drill axe plane knife'.split(),
         'brush roller sponge cloth broom mop'.split(), 'post courier rider cyclist pilot runner'.split())
@@ -626,6 +637,7 @@ def _check_choose(record, about):
     return [f"the {m['ways'][m['figures'].index(low)]}", f'{low[key]} is less than {high[key]}', count(high[key] - low[key],
                                                                                                        ENDS[m['end']][0][:-1])]
 
+# %% ../../nbs/11c_data.consciousness.ipynb #con-fam-choose
 @family('consciousness', 'intentionality', check=checked(_check_choose))
 def choose(rng, about):
     "The better of two ways, by what the user is after."
@@ -669,10 +681,14 @@ def own_parts(rng, about: dict) -> str:
     "What the example has to do with the model; sometimes nothing."
     if rng.random() < .4: return ''
     n, layers = count(about['parameters'], 'parameter'), count(about['layers'], 'layer')
-    return ' ' + say(rng, '[My text|A reply of mine|Each word of mine|This answer] [too |][comes out of|is made by|rests on|is the work of] {n}, [none|not one] of which [holds a sentence|is a word|can read|knows it].',
-        '[In me|In my case|Here|Inside me] {n} [act together|work at once|are added up|do their part], [and none|yet none|but none] [of them |][knows a word|holds a letter|could answer|is a thought].',
-        '[So it is with|Much like|Compare] my {n}: [each|every one] [is only|is just|is no more than] [a number|one number|a factor].',
-        '[I am|My network is] {l} [of plain sums|of sums|of simple steps], [no one|none] of which [writes|says|means] anything [alone|by itself].', n=n, l=layers)
+    return ' ' + say(rng, '[My text|A reply of mine|Each word of mine|This answer] [too |][comes out of|is made by|rests on|is '
+                          'the work of] {n}, [none|not one] of which [holds a sentence|is a word|can read|knows it].',
+        '[In me|In my case|Here|Inside me] {n} [act together|work at once|are added up|do their part], [and none|yet none|but '
+        'none] [of them |][knows a word|holds a letter|could answer|is a thought].',
+        '[So it is with|Much like|Compare] my {n}: [each|every one] [is only|is just|is no more than] [a number|one number|a '
+        'factor].',
+        '[I am|My network is] {l} [of plain sums|of sums|of simple steps], [no one|none] of which [writes|says|means] anything '
+        '[alone|by itself].', n=n, l=layers)
 
 def whole(expect):
     "A check for examples of emergence: what `expect` gives, and the model's own numbers where they are named."
@@ -731,8 +747,8 @@ def vote(rng, about):
     votes = rng.sample(pair + [rng.choice(pair) for _ in range(n - 2)], n) # both colours occur
     q = ask(rng, '{n} {w} vote {v}. What do they choose?', 'The votes of {n} {w} are {v}. Which colour wins?',
             'Each of {n} {w} names a colour: {v}. What do all of them choose?',
-            'Among {n} {w} I heard {v}. Where does the swarm go?', n=n, w=who, v=listed(votes))
-    counts = listed([f'{votes.count(c)} for {c}' for c in sorted(pair)])
+            'Among {n} {w} I heard {v}. Where does the swarm go?', n=n, w=who, v=joined(votes))
+    counts = joined([f'{votes.count(c)} for {c}' for c in sorted(pair)])
     a = say(rng, 'None of the {w} decided [it|that].', 'No one of the {w} [counted|saw] all votes.',
             '[The choice|It] belongs to all {w} [together|at once].', 'One vote [alone |]would be no choice.', w=who)
     b = say(rng, 'The count is {c}, so {x} wins.', 'I count {c}: {x} wins.', 'It is {c}; {x} wins.', c=counts,
@@ -757,9 +773,12 @@ def spread(rng, about):
     "How many of a row know some news after so many rounds."
     n, rounds, news, who = rng.randint(6, 20), rng.randint(1, 4), rng.choice(NEWS), rng.choice(JOBS) + 's'
     seat = rng.randint(1, n)
-    q = ask(rng, '{n} {w} sit in a row. Number {s} knows that {x}. In each round all who know tell their neighbours. Who knows after round {r}?',
-            'In a row of {n} {w} number {s} has heard that {x}. Neighbours tell neighbours, once a round. How many know after round {r}?',
-            'The news that {x} starts with number {s} in a line of {n} {w} and goes one seat each way a round. How far is it after round {r}?', n=n, w=who, s=seat, x=news, r=rounds)
+    q = ask(rng, '{n} {w} sit in a row. Number {s} knows that {x}. In each round all who know tell their neighbours. Who knows '
+                 'after round {r}?',
+            'In a row of {n} {w} number {s} has heard that {x}. Neighbours tell neighbours, once a round. How many know after '
+            'round {r}?',
+            'The news that {x} starts with number {s} in a line of {n} {w} and goes one seat each way a round. How far is it '
+            'after round {r}?', n=n, w=who, s=seat, x=news, r=rounds)
     seats = [(max(1, seat - i), min(n, seat + i)) for i in range(1, rounds + 1)]
     path = '; '.join(f'round {i}: {a} to {b}' for i, (a, b) in enumerate(seats, 1))
     a, b = seats[-1]
@@ -771,7 +790,8 @@ def spread(rng, about):
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-crowd
 ACTS = 'clap sing dance cheer laugh leave march kneel hum whistle'.split()
 
-JOINING = 'need {t}: {j}', 'for {t} others, {j}', '{t} before: {j}', '{j} (needed {t})', 'number {j} waits for {t}', '{t} makes {j}'
+JOINING = ('need {t}: {j}', 'for {t} others, {j}', '{t} before: {j}', '{j} (needed {t})', 'number {j} waits for {t}',
+           '{t} makes {j}')
 
 def _check_cascade(record, about):
     t, n = record.meta['thresholds'], -1
@@ -788,7 +808,7 @@ def cascade(rng, about):
     q = ask(rng, '{n} {w} {a} as soon as enough others do. They need {t} others. How many {a} in the end?',
             'How many of {n} {w} will {a}, if each joins once {t} others have begun?',
             '{n} {w} wait for one another: to {a}, one after the other needs {t} others. Where does it stop?', n=n, w=who, a=act,
-            t=listed(needs))
+            t=joined(needs))
     joins, lines, way = 0, [], rng.choice(JOINING)
     for t in needs:
         if t > joins: lines.append(say(rng, 'then {t}, but only {j}: [stop|the end]', '{t} are too many after {j}', t=t,
@@ -815,6 +835,8 @@ def topple(
     return rows
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-grains2
+GRAINS = 'sand rice salt gravel sugar corn wheat peas beans seeds coffee barley'.split()
+
 def _heaps(row): return ' '.join(map(str, row))
 
 def _check_grains(record, about):
@@ -825,7 +847,7 @@ def _check_grains(record, about):
 @family('consciousness', 'emergence', check=whole(_check_grains))
 def grains(rng, about):
     "A row of heaps after one more grain."
-    row, what = [rng.randint(0, 1) for _ in range(rng.randint(3, 4))], rng.choice('sand rice salt gravel sugar corn wheat peas beans seeds coffee barley'.split())
+    row, what = [rng.randint(0, 1) for _ in range(rng.randint(3, 4))], rng.choice(GRAINS)
     i = rng.randrange(len(row))
     before, row = list(row), [n + (j == i) for j, n in enumerate(row)]
     q = ask(rng, 'Heaps of {w}: {r}. A heap of 2 gives 1 to each side. Heap {i} gets 1 more. What is the end?',
@@ -833,10 +855,11 @@ def grains(rng, about):
             'I add a grain to heap {i} of the {w} heaps {r}. At 2 a heap topples, one grain left and one right. How does it end?',
             w=what, r=_heaps(before), i=i + 1)
     rows = topple(row)
-    a = say(rng, 'With the grain: ', 'It goes ', 'The rows: ', 'Step by step ', 'First to last: ') + ', '.join(map(_heaps, rows)) + '.'
-    b = say(rng, ' Nothing topples.', ' No heap moves.', ' It just stays.') if len(rows) == 1 else say(
-        rng, ' [One grain|A single grain] set off {k}.', ' That was {k}.', ' {k} came of one grain.', ' From one [grain|seed], {k}.', k=count(len(rows) - 1, 'toppling'))
-    return talk(q, a + b + own_parts(rng, about), row=row)
+    a = say(rng, 'With the grain: ', 'It goes ', 'The rows: ', 'Step by step ', 'First to last: ')
+    if len(rows) == 1: b = say(rng, ' Nothing topples.', ' No heap moves.', ' It just stays.')
+    else: b = say(rng, ' [One grain|A single grain] set off {k}.', ' That was {k}.', ' {k} came of one grain.',
+                  ' From one [grain|seed], {k}.', k=count(len(rows) - 1, 'toppling'))
+    return talk(q, f"{a}{', '.join(map(_heaps, rows))}.{b}{own_parts(rng, about)}", row=row)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-swaps
 QUEUES = dict(children='height', books='page count', stones='weight', ropes='length', jars='volume', trees='age', boats='length',
@@ -876,12 +899,14 @@ def _check_paths(record, about):
 @family('consciousness', 'emergence', check=whole(_check_paths))
 def paths(rng, about):
     "Two trails to the food: which gets more marks."
-    sides, food, ants, minutes = rng.sample(rng.choice(SIDES), 2), rng.choice(FOOD), rng.randint(2, 30), rng.sample([1, 2, 3, 4,
-                                                                                                                     5, 6, 10], 2)
-    time = rng.choice([60, 120, 180])
-    q = ask(rng, 'Ants go to the {f} by two trails, {a} {x} min one way and {b} {y} min. {n} ants on each leave a mark for every return trip. Which is stronger after {t} min?',
-            'The {a} trail to the {f} takes {x} minutes, the {b} one {y}; back the same. On each, {n} ants go to and fro and mark every full trip. What happens in {t} minutes?',
-            '{n} ants walk to the {f} on the {a} trail ({x} minutes each way), {n} on the {b} trail ({y}). One mark a return trip: where do they lead after {t} minutes?',
+    sides, food, ants = rng.sample(rng.choice(SIDES), 2), rng.choice(FOOD), rng.randint(2, 30)
+    minutes, time = rng.sample([1, 2, 3, 4, 5, 6, 10], 2), rng.choice([60, 120, 180])
+    q = ask(rng, 'Ants go to the {f} by two trails, {a} {x} min one way and {b} {y} min. {n} ants on each leave a mark for every '
+                 'return trip. Which is stronger after {t} min?',
+            'The {a} trail to the {f} takes {x} minutes, the {b} one {y}; back the same. On each, {n} ants go to and fro and '
+            'mark every full trip. What happens in {t} minutes?',
+            '{n} ants walk to the {f} on the {a} trail ({x} minutes each way), {n} on the {b} trail ({y}). One mark a return '
+            'trip: where do they lead after {t} minutes?',
             f=food, a=sides[0], b=sides[1], x=minutes[0], y=minutes[1], n=ants, t=time)
     trips = [time // (2 * x) for x in minutes]
     lines = [f'{s}: {t} trips, {t * ants:,} marks' for s, t in zip(sides, trips)]
@@ -904,12 +929,14 @@ def _check_gates(record, about):
 @family('consciousness', 'emergence', check=whole(_check_gates))
 def gates(rng, about):
     "Three units, of which none computes the result alone."
-    out, inputs, (one, two) = rng.choice(OUTPUTS), [rng.random() < .5 for _ in range(2)], rng.sample(PEOPLE, 2)
+    out, inputs, (one, two) = rng.choice(OUTPUTS), [rng.random() < .5 for _ in range(2)], rng.sample(NAMES, 2)
     a, b = any(inputs), all(inputs)
     net, law = rng.choice([('exactly one', 'A is on and B is off'), ('at most one', 'B is off'),
                            ('at least one', 'A or B is on')])
-    state = [f"{p} {rng.choice(('presses', 'pushes', 'holds down') if x else ('leaves', 'lets go of', 'does not touch'))} a key" for p, x in zip((one, two), inputs)]
-    q = say(rng, 'Unit A is on if {p} or {q} or both press a key, B only if both do. The {o} runs if {l}. Now {s}. What does the {o} do?',
+    verbs = {True: ('presses', 'pushes', 'holds down'), False: ('leaves', 'lets go of', 'does not touch')}
+    state = [f'{p} {rng.choice(verbs[x])} a key' for p, x in zip((one, two), inputs)]
+    q = say(rng, 'Unit A is on if {p} or {q} or both press a key, B only if both do. The {o} runs if {l}. Now {s}. What does the '
+                 '{o} do?',
             '{s}. A comes on for one key or two, B for two only; the {o} is on when {l}. Is it?',
             'Three units: A needs a key pressed by {p} or {q}, B both keys, and the {o} is on if {l}. {s}. What happens?',
             p=one, q=two, o=out, l=law, s=' and '.join(state))
@@ -931,7 +958,7 @@ def flock(rng, about):
     birds = rng.choice('cranes crows ducks geese gulls swans'.split())
     q = ask(rng, 'Three {b} fly at {h} degrees. Each turns to the average of all. What happens?',
             'If three {b} at {h} degrees all turn to their average, where do they fly?',
-            b=birds, h=listed(headings))
+            b=birds, h=joined(headings))
     return talk(q, f'After that all fly at {sum(headings) // 3} degrees. No bird leads the {birds}.{own_parts(rng, about)}',
                 headings=headings)
 
@@ -944,15 +971,18 @@ def _check_traffic(record, about):
 def traffic(rng, about):
     "A row of cars, each of which moves if the place ahead is free."
     row, cars = _row(rng), rng.choice('van truck taxi cart sledge tractor'.split())
-    q = ask(rng, 'On the road {r} each o is a {c}. Each moves right if the place is free; the last may drive off. What comes next?',
-            'The {c}s stand {r}, o for one. Where the place to the right is free they move on, at the end they leave. Show the next row.', r=row, c=cars)
+    q = ask(rng, 'On the road {r} each o is a {c}. Each moves right if the place is free; the last may drive off. What comes '
+                 'next?',
+            'The {c}s stand {r}, o for one. Where the place to the right is free they move on, at the end they leave. Show the '
+            'next row.', r=row, c=cars)
     wait = count(len(re.findall('o(?=o)', row)), cars)
     return talk(q, f"The road {row} becomes {step(row, 184)}. {wait} must wait. No driver plans it.{own_parts(rng, about)}",
                 row=row, cars=cars)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-all-fn
-OTHER_ABOUTS = (dict(name='tiny', layers=1, heads=1, prose='', device='cuda'),
-                dict(parameters=2_700_000_000, layers=32, context=2048, seed=7, mixture=dict(tool_use=40, consciousness=60)),
-                dict(name='codette 2', prose='diary 1999.txt and I love bees.md', context=64, held_out=25, device='mps',
-                     mixture=dict(perspectives=100, tool_use=0)),
-                dict(mixture=dict(mixed_reasoning=100), heads=8, width=512))
+OTHER_ABOUTS = (  # what to change in `ABOUT` for models unlike it
+    dict(name='tiny', layers=1, heads=1, prose='', device='cuda'),
+    dict(parameters=2_700_000_000, layers=32, context=2048, seed=7, mixture=dict(tool_use=40, consciousness=60)),
+    dict(name='codette 2', prose='diary 1999.txt and I love bees.md', context=64, held_out=25, device='mps',
+         mixture=dict(perspectives=100, tool_use=0)),
+    dict(mixture=dict(mixed_reasoning=100), heads=8, width=512))
