@@ -40,7 +40,8 @@ def compare(tok, folder, mib, runs):
         if not run: seconds = {k: [] for k in seconds}    # the first round warms up
     ratio = [a/b for a, b in zip(seconds['SentencePiece'], seconds['write_shards'])]
     plain = [a/b for a, b in zip(seconds['SentencePiece'], seconds['without overlap'])]
-    return dict(text_bytes=nbytes, threads=os.cpu_count(), runs=runs, ratio=statistics.median(ratio), ratios=ratio, ratio_without_overlap=statistics.median(plain),
+    return dict(text_bytes=nbytes, threads=os.cpu_count(), runs=runs, ratio=statistics.median(ratio), ratios=ratio,
+                ratio_without_overlap=statistics.median(plain),
                 bytes_per_second={k: nbytes/statistics.median(v) for k, v in seconds.items()})
 
 def child_write(home, nbytes): write_shards(stream(nbytes), load_tokenizer(home/'tokenizer'), home/'stream', quiet=True)
@@ -100,7 +101,8 @@ def batches(shards, home, runs, batch_size=16):
         trainer.listeners.append(lambda e: seen.append(e['tokens_per_second']) if e['event'] == 'step' else None)
         trainer.fit(quiet=True)
         learn.append(max(seen))
-    return dict(context=config.context_length, batch_size=batch_size, threads=torch.get_num_threads(), reading=statistics.median(read), learning=statistics.median(learn),
+    return dict(context=config.context_length, batch_size=batch_size, threads=torch.get_num_threads(),
+                reading=statistics.median(read), learning=statistics.median(learn),
                 batches_per_second=statistics.median(read)/batch_size/config.context_length, times=statistics.median(a/b for a, b in zip(read, learn)))
 
 def main():

@@ -15,8 +15,8 @@ SIZE = 3000
 def book(folder, paragraphs=1500):
     "Records of two sources that take turns."
     text = write_and_read(folder, paragraphs)
-    return [Record(text=p, source='book') if i % 3 else Record(messages=({'role': 'user', 'content': p[:40]}, {'role': 'assistant', 'content': p[40:]}), source='talk')
-            for i, p in enumerate(text)]
+    talk = lambda p: Record(messages=({'role': 'user', 'content': p[:40]}, {'role': 'assistant', 'content': p[40:]}), source='talk')
+    return [Record(text=p, source='book') if i % 3 else talk(p) for i, p in enumerate(text)]
 
 def write_and_read(folder, paragraphs):
     with open(write_book(folder/'book.txt', paragraphs), encoding='utf-8') as f: return f.read().split('\n\n')
@@ -74,7 +74,7 @@ def test_killed_and_called_again(whole, tmp_path, moment):
         assert litter(tmp_path/'shards')
         with pytest.raises(CodetteError, match='is not finished'): Shards.open(tmp_path/'shards')
         listed = len(json.loads((tmp_path/'shards'/MANIFEST).read_text())['shards'])
-        files = [(tmp_path/'shards'/f'shard-{k:05}.tokens', (tmp_path/'shards'/f'shard-{k:05}.tokens').stat().st_mtime_ns) for k in range(listed)]
+        files = [(f, f.stat().st_mtime_ns) for f in (tmp_path/'shards'/f'shard-{k:05}.tokens' for k in range(listed))]
     else: files = []
     again = start(shards.parent, tmp_path/'shards')
     _, err = again.communicate(timeout=60)
@@ -163,7 +163,8 @@ def trainer(train, tok, held_out, out, **kw):
     set_seed(0)
     config = TrainingConfig.laptop(max_steps=12, batch_size=4, eval_every=6, save_every=4, eval_windows=4, log_every=1, sample_every=0,
                                    device='cpu', dtype='float32', threads=1)
-    model = create_codette_model('nano', vocab_size=tok.vocab_size, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2, context_length=64)
+    model = create_codette_model('nano', vocab_size=tok.vocab_size, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2,
+                                 context_length=64)
     return CodetteTrainer(model, tok, train, held_out, config, out, **kw)
 
 def same_weights(a, b):

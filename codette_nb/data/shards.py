@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INDEX', 'LONG', 'BATCH', 'MANIFEST', 'FORMAT', 'token_dtype', 'byte_lengths', 'tokenizer_fingerprint', 'Totals',
-           'Shards', 'write_shards', 'join_shards']
+           'Documents', 'Shards', 'write_shards', 'join_shards']
 
 # %% ../../nbs/14a_data.shards.ipynb #sh-imports
 import hashlib, html, io, json, os
@@ -14,7 +14,8 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 import numpy as np
-from ..core import CodetteError, atomic_file, atomic_folder, human_bytes, progress_bar, read_json, require_space, text_table, write_json
+from ..core import (CodetteError, atomic_file, atomic_folder, human_bytes, progress_bar, read_json, require_space, text_table,
+                             write_json)
 from .records import Record
 from .tokenizer import PieceType, Tokenizer, load_tokenizer, save_tokenizer
 
@@ -79,7 +80,8 @@ BATCH = 1 << 17   # characters
 def _batches(records):
     batch, size = [], 0
     for r in records:
-        if not isinstance(r, (str, Record)): raise CodetteError(f"the text to tokenise holds a {type(r).__name__}: give records or texts")
+        if not isinstance(r, (str, Record)):
+            raise CodetteError(f"the text to tokenise holds a {type(r).__name__}: give records or texts")
         text = r if isinstance(r, str) else r.text
         batch.append(r); size += 64 + (len(text) if text is not None else sum(len(m.get('content') or '') for m in r.messages))
         if size >= BATCH: yield batch; batch, size = [], 0
@@ -128,7 +130,7 @@ class Totals:
     "Counts of documents, tokens and bytes, by source."
     def by_source(self) -> dict: # name → dict(documents, tokens, bytes, bytes_per_token)
         "What each source contributes."
-        return {s['name']: {k: v for k, v in s.items() if k != 'name'} | dict(bytes_per_token=s['bytes']/s['tokens']) for s in self.counts}
+        return {s['name']: {k: s[k] for k in ('documents', 'tokens', 'bytes')} | dict(bytes_per_token=s['bytes']/s['tokens']) for s in self.counts}
 
     @property
     def num_documents(self) -> int: return sum(s['documents'] for s in self.counts)
@@ -157,7 +159,8 @@ def _count(counts, names, index):
         here = index[index['source'] == k]
         if not len(here): continue
         if k == len(counts): counts.append(dict(name=name, documents=0, tokens=0, bytes=0))
-        for key, n in (('documents', len(here)), ('tokens', here['length'].sum(dtype=np.int64)), ('bytes', here['bytes'].sum())): counts[k][key] += int(n)
+        new = dict(documents=len(here), tokens=here['length'].sum(dtype=np.int64), bytes=here['bytes'].sum())
+        for key, n in new.items(): counts[k][key] += int(n)
 
 # %% ../../nbs/14a_data.shards.ipynb #sh-manifest
 MANIFEST, FORMAT = 'shards.json', 'codette shards'
@@ -171,15 +174,14 @@ def _read_manifest(folder):
     if not (folder/MANIFEST).is_file(): raise CodetteError(f"{folder} has no {MANIFEST}: it is not a folder of shards")
     m = read_json(folder/MANIFEST)
     try:
-        ok = m['format'] == FORMAT and m['version'] == 1 and _whole(m['vocab_size'], m['shard_tokens'], *m['part']) and len(m['part']) == 2
-        ok = ok and isinstance(m['complete'], bool) and isinstance(m['tokenizer'], str)
+        ok = m['format'] == FORMAT and m['version'] == 1 and isinstance(m['complete'], bool) and isinstance(m['tokenizer'], str)
+        ok = ok and len(m['part']) == 2 and _whole(m['vocab_size'], m['shard_tokens'], *m['part'])
         ok = ok and all(isinstance(c['name'], str) and _whole(c['documents'], c['tokens'], c['bytes']) and c['tokens'] for c in m['sources'])
-        ok = ok and all(_whole(s['documents'], s['tokens']) and all(isinstance(s[h], str) for h in ('tokens_sha256', 'index_sha256')) for s in m['shards'])
-        dtype = m['dtype']
+        ok = ok and all(_whole(s['documents'], s['tokens']) and s['documents'] and {type(s['tokens_sha256']), type(s['index_sha256'])} == {str} for s in m['shards'])
+        dtype, right = m['dtype'], token_dtype(m['vocab_size']).name if ok else ''
     except (KeyError, TypeError, AttributeError): ok = False
     if not ok: raise CodetteError(f"{folder/MANIFEST} is not a manifest of shards, or of a newer version: write the shards again")
-    if dtype != token_dtype(m['vocab_size']).name:
-        raise CodetteError(f"{folder/MANIFEST} says {dtype!r}, but ids of {m['vocab_size']:,} pieces are kept as {token_dtype(m['vocab_size']).name}")
+    if dtype != right: raise CodetteError(f"{folder/MANIFEST} says {dtype!r}, but ids of {m['vocab_size']:,} pieces are kept as {right}")
     for k in ('documents', 'tokens'):
         a, b = (sum(x[k] for x in m[name]) for name in ('sources', 'shards'))
         if a != b: raise CodetteError(f"{folder/MANIFEST} contradicts itself: its sources have {a:,} {k} and its shards {b:,}")
@@ -204,14 +206,36 @@ def _map_shard(folder, m, k):
     if index.dtype != INDEX or index.shape != (s['documents'],): raise bad(index_file, f"does not list {s['documents']:,} documents")
     tokens = np.asarray(np.memmap(tokens_file, token_dtype(m['vocab_size']), 'r'))
     starts = index['length'].cumsum(dtype=np.int64) - index['length']
-    if len(tokens) != s['tokens'] or index['length'].min() < 1 or (index['start'] != starts).any() or starts[-1] + index['length'][-1] != len(tokens):
-        raise bad(index_file, 'does not fit its tokens')
-    if index['source'].min() < 0 or index['source'].max() >= len(m['sources']): raise bad(index_file, 'names sources that are not there')
-    if (top := int(tokens.max())) >= m['vocab_size']: raise bad(tokens_file, f"holds id {top:,}, beyond the vocabulary of {m['vocab_size']:,}")
+    fits = len(tokens) == s['tokens'] == starts[-1] + index['length'][-1] and index['length'].min() > 0
+    if not fits or (index['start'] != starts).any(): raise bad(index_file, 'does not fit its tokens')
+    if index['source'].min() < 0 or index['source'].max() >= len(m['sources']):
+        raise bad(index_file, 'names sources that are not there')
+    if (top := int(tokens.max())) >= m['vocab_size']:
+        raise bad(tokens_file, f"holds id {top:,}, beyond the vocabulary of {m['vocab_size']:,}")
     return tokens, index
 
+# %% ../../nbs/14a_data.shards.ipynb #sh-docs
+class Documents(Totals):
+    "Documents by number, from shards with `first`, the number of each one's first document."
+    def document(self,
+        i: int, # number of a document, from 0
+    ) -> np.ndarray: # (length,) ids with `<bos>` and `<eos>`
+        "The ids of one document."
+        tokens, d = self._at(i)
+        return tokens[d['start']:d['start'] + d['length']]
+
+    def source(self,
+        i: int, # number of a document
+    ) -> str: return self.counts[self._at(i)[1]['source']]['name']
+
+    def _at(self, i):
+        if not 0 <= i < self.num_documents: raise IndexError(f"there are {self.num_documents:,} documents, and no number {i}")
+        k = int(np.searchsorted(self.first, i, side='right')) - 1
+        tokens, index = self.shard(k)
+        return tokens, index[i - self.first[k]]
+
 # %% ../../nbs/14a_data.shards.ipynb #sh-shards
-class Shards(Totals):
+class Shards(Documents):
     "Tokenised documents, in files or in memory."
     def __init__(self,
         load,                 # function from a number to (tokens, index) of that shard
@@ -222,7 +246,8 @@ class Shards(Totals):
         folder=None,          # where the files are; None for memory
         manifest=None,        # of the folder
     ):
-        self.shard, self.counts, self.tokenizer, self.shard_tokens, self.folder, self._manifest = load, counts, tokenizer, shard_tokens, folder, manifest
+        self.shard, self.counts, self.tokenizer, self.shard_tokens = load, counts, tokenizer, shard_tokens
+        self.folder, self._manifest = folder, manifest
         self.sizes = np.array(sizes, dtype=np.int64).reshape(-1, 2)
         self.first = np.concatenate([[0], self.sizes[:, 0].cumsum()])   # number of each shard's first document
 
@@ -233,10 +258,12 @@ class Shards(Totals):
         "The shards of a folder; raises `CodetteError` if they are unfinished, damaged or not what they claim to be."
         folder = Path(folder)
         m = _read_manifest(folder)
-        if not m['complete']: raise CodetteError(f"{folder} is not finished: call write_shards again with the same input, it goes on where it stood")
+        if not m['complete']:
+            raise CodetteError(f"{folder} is not finished: call write_shards again with the same input, it goes on where it stood")
         _check_sizes(folder, m)
         tokenizer = load_tokenizer(folder)
-        if tokenizer_fingerprint(tokenizer) != m['tokenizer']: raise CodetteError(f"the tokenizer in {folder} is not the one that wrote these shards")
+        if tokenizer_fingerprint(tokenizer) != m['tokenizer']:
+            raise CodetteError(f"the tokenizer in {folder} is not the one that wrote these shards")
         shards = cls(lru_cache(64)(lambda k: _map_shard(folder, m, k)), [(s['documents'], s['tokens']) for s in m['shards']], m['sources'],
                      tokenizer, m['shard_tokens'], folder, m)
         for k in sorted({*range(0, len(shards.sizes), max(1, len(shards.sizes)//4))}): shards.shard(k)   # a spot check
@@ -257,23 +284,6 @@ class Shards(Totals):
             parts.append((tokens, index)); _count(counts, names, index)
         bar.close()
         return cls(parts.__getitem__, [(len(i), len(t)) for t, i in parts], counts, tokenizer, shard_tokens)
-
-    def document(self,
-        i: int, # number of a document, from 0
-    ) -> np.ndarray: # (length,) ids with `<bos>` and `<eos>`
-        "The ids of one document."
-        tokens, d = self._at(i)
-        return tokens[d['start']:d['start'] + d['length']]
-
-    def source(self,
-        i: int, # number of a document
-    ) -> str: return self.counts[self._at(i)[1]['source']]['name']
-
-    def _at(self, i):
-        if not 0 <= i < self.num_documents: raise IndexError(f"there are {self.num_documents:,} documents, and no number {i}")
-        k = int(np.searchsorted(self.first, i, side='right')) - 1
-        tokens, index = self.shard(k)
-        return tokens, index[i - self.first[k]]
 
     def _title(self):
         n = len(self.sizes)
@@ -297,7 +307,8 @@ def _verify(self,
     for k, s in enumerate(progress_bar(self._manifest['shards'], desc='verifying', quiet=quiet)):
         for kind in ('tokens', 'index'):
             f = _file(self.folder, k, kind)
-            if _sha256(f) != s[f'{kind}_sha256']: raise CodetteError(f"{f} is not what was written: it is damaged, write the shards again")
+            if _sha256(f) != s[f'{kind}_sha256']:
+                raise CodetteError(f"{f} is not what was written: it is damaged, write the shards again")
             n += f.stat().st_size
     return n
 
@@ -306,13 +317,14 @@ Shards.verify = _verify
 # %% ../../nbs/14a_data.shards.ipynb #sh-begin
 def _clear(folder):
     # delete what this module writes, the manifest last, so that an interrupted deletion can be repeated
-    tokenizer = 'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json'
-    for f in [*folder.glob('shard-*.tokens'), *folder.glob('shard-*.index'), *folder.glob('.shard*.tmp'), *(folder/n for n in (*tokenizer, MANIFEST))]:
-        f.unlink(missing_ok=True)
+    names = 'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', MANIFEST
+    for pattern in ('shard-*.tokens', 'shard-*.index', '.shard*.tmp', *names):
+        for f in folder.glob(pattern): f.unlink()
 
 def _begin(folder, tokenizer, shard_tokens, part, force):
     # the manifest to go on from
-    if not _whole(shard_tokens) or not shard_tokens: raise CodetteError(f"shard_tokens is {shard_tokens!r}: it must be a whole number of at least 1")
+    if not _whole(shard_tokens) or not shard_tokens:
+        raise CodetteError(f"shard_tokens is {shard_tokens!r}: it must be a whole number of at least 1")
     if len(part) != 2 or not _whole(*part) or not part[0] < part[1]:
         raise CodetteError(f"part is {part!r}: it must be (i, n), this machine's number from 0 and how many there are")
     want = dict(format=FORMAT, version=1, tokenizer=tokenizer_fingerprint(tokenizer), vocab_size=tokenizer.vocab_size,
@@ -322,10 +334,12 @@ def _begin(folder, tokenizer, shard_tokens, part, force):
     if (folder/MANIFEST).is_file():
         m = _read_manifest(folder)
         differ = [k for k in want if m[k] != want[k]]
-        if differ: raise CodetteError(f"{folder} was begun with another {differ[0]}: give another folder, or force it to be begun again")
+        if differ:
+            raise CodetteError(f"{folder} was begun with another {differ[0]}: give another folder, or force it to be begun again")
         for f in folder.glob('.shard*.tmp'): f.unlink()
         return m
-    if folder.is_dir() and any(folder.iterdir()): raise CodetteError(f"{folder} holds other files, which are not touched: give another folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise CodetteError(f"{folder} holds other files, which are not touched: give another folder")
     with atomic_folder(folder) as d:
         save_tokenizer(tokenizer, d)
         write_json(d/MANIFEST, m := want | dict(complete=False, sources=[], shards=[]))
@@ -340,7 +354,8 @@ def _save_shard(folder, m, names, tokens, index):
     require_space(folder, sum(len(d) for d in data.values()) + (1 << 20), 'the next shard')
     for kind, d in data.items():
         with atomic_file(_file(folder, k, kind)) as f: f.write(d)
-    m['shards'].append(dict(documents=len(index), tokens=len(tokens), **{f'{kind}_sha256': hashlib.sha256(d).hexdigest() for kind, d in data.items()}))
+    sha = {f'{kind}_sha256': hashlib.sha256(d).hexdigest() for kind, d in data.items()}
+    m['shards'].append(dict(documents=len(index), tokens=len(tokens)) | sha)
     _count(m['sources'], names, index)
     write_json(folder/MANIFEST, m)
 
@@ -355,7 +370,8 @@ def _pass_over(folder, m, items, encode):
         tokens, index = _map_shard(folder, m, k)
         if not last or not np.array_equal(next(iter(encode(last)))[0], tokens[index['start'][-1]:]):
             why = 'is another one than' if last else 'has ended before'
-            raise CodetteError(f"document {done:,} of the input {why} the one in {folder}: give the same input to go on, or force it to be begun again")
+            raise CodetteError(f"document {done:,} of the input {why} the one in {folder}: give the same input to go on, "
+                               "or force it to be begun again")
 
 def _write(folder, m, items, encode, quiet):
     # `items`, one for each document, through `encode` into shards, from where the manifest stands
@@ -367,7 +383,8 @@ def _write(folder, m, items, encode, quiet):
         return Shards.open(folder)
     names = [c['name'] for c in m['sources']]
     bar = progress_bar(desc='tokenizing', unit=' tokens', unit_scale=True, initial=sum(s['tokens'] for s in m['shards']), quiet=quiet)
-    for tokens, index in _cut(_moving(bar, _numbered(encode(items), names)), m['shard_tokens']): _save_shard(folder, m, names, tokens, index)
+    for tokens, index in _cut(_moving(bar, _numbered(encode(items), names)), m['shard_tokens']):
+        _save_shard(folder, m, names, tokens, index)
     bar.close()
     if not m['shards'] and m['part'][1] == 1: raise CodetteError("there is no text to tokenise: the input is empty")
     m['complete'] = True
@@ -386,7 +403,7 @@ def write_shards(
     quiet=False,          # True shows no progress bar
     force=False,          # True deletes shards that are there and begins again
 ) -> Shards:
-    "Tokenise text into a folder of shards; raises `CodetteError` for a folder or an input that does not fit. Memory stays the same for any input."
+    "Tokenise text of any size into a folder of shards; raises `CodetteError` for a folder or an input that does not fit."
     folder = Path(folder)
     m = _begin(folder, tokenizer, shard_tokens, tuple(part), force)
     return _write(folder, m, islice(iter(records), part[0], None, part[1]), lambda items: _encoded(items, tokenizer, workers), quiet)
@@ -398,7 +415,8 @@ def _order(parts):
     if all(part == (1, 0) for part, _ in told): return ((p, i) for p in parts for i in range(p.num_documents))
     n = told[0][0][0]
     if [part for part, _ in told] != [(n, i) for i in range(n)]:
-        raise CodetteError(f"these are parts {', '.join(f'{i} of {of}' for (of, i), _ in told)}: give every part of one input once, counted from 0")
+        given = ', '.join(f'{i} of {of}' for (of, i), _ in told)
+        raise CodetteError(f"these are parts {given}: give every part of one input once, counted from 0")
     mine = [parts[i] for _, i in told]
     sizes, total = [p.num_documents for p in mine], sum(p.num_documents for p in mine)
     if sizes != [len(range(i, total, n)) for i in range(n)]:
@@ -426,9 +444,10 @@ def join_shards(
     parts = [Shards.open(f) for f in folders]
     if not parts: raise CodetteError("there is nothing to join: give at least one folder of shards")
     for p in parts[1:]:
-        if p._manifest['tokenizer'] != parts[0]._manifest['tokenizer'] or p._manifest['vocab_size'] != parts[0]._manifest['vocab_size']:
+        if any(p._manifest[k] != parts[0]._manifest[k] for k in ('tokenizer', 'vocab_size')):
             raise CodetteError(f"{p.folder} was written with another tokenizer than {parts[0].folder}: only shards of one tokenizer can be joined")
-    if Path(out).resolve() in [p.folder.resolve() for p in parts]: raise CodetteError(f"{out} is one of the parts: give another folder for the whole")
+    if Path(out).resolve() in [p.folder.resolve() for p in parts]:
+        raise CodetteError(f"{out} is one of the parts: give another folder for the whole")
     items = _order(parts)
     m = _begin(Path(out), parts[0].tokenizer, shard_tokens or parts[0].shard_tokens, (0, 1), force)
     return _write(Path(out), m, items, lambda x: _gathered(iter(x)), quiet)
