@@ -83,6 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
                  'codette eval runs/quick --data notes/', evaluate_run)
     p.add_argument('run', help='run folder')
     p.add_argument('--data', action='append', default=[], metavar='PATH', help='text to measure on (default: the held-out text of the run)')
+    p.add_argument('--answers', type=int, default=None, metavar='N', help='ask N held-out questions of each source instead, and mark the answers')
     p.add_argument('--device', default='cpu', help='auto, cpu, cuda or mps (default: %(default)s)')
     _output_options(p)
 
@@ -168,7 +169,12 @@ def evaluate_run(
     args, # parsed arguments
 ):
     "`codette eval`."
-    from codette_nb.pipeline import measure_run
+    from codette_nb.pipeline import ask_run, measure_run
+    if args.answers is not None:
+        from codette_nb.evaluate.answers import ANSWERS_HEAD
+        if args.answers < 1: raise CodetteError(f"--answers is {args.answers}: ask at least 1 question")
+        answers = ask_run(args.run, args.answers, args.device, quiet=args.json)
+        return _print_json(answers.rows()) if args.json else print(text_table([ANSWERS_HEAD, *answers.cells()]))
     from codette_nb.evaluate.metrics import SETS_HEAD, sets_cells
     sets = measure_run(args.run, args.data, args.device, quiet=args.json).to_dict()
     _print_json(sets) if args.json else print(text_table([SETS_HEAD, *([name, *sets_cells(s)] for name, s in sets.items())]))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'read_data', 'make_mixer', 'build_split', 'data_sha256', 'build_tokenizer', 'new_run', 'run_split',
-           'open_run', 'export_run', 'finish_run', 'measure_run', 'Interrupted', 'fit_run', 'next_steps', 'quick_train',
-           'make_recipe', 'train_run', 'resume_run', 'main']
+           'open_run', 'export_run', 'finish_run', 'measure_run', 'ask_run', 'Interrupted', 'fit_run', 'next_steps',
+           'quick_train', 'make_recipe', 'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
 import hashlib, json, os, platform, shlex, sys, time
@@ -19,6 +19,7 @@ from .data.mixer import Mixer, Mixing, Split
 from .data.records import fingerprint, render
 from .data.sources import SOURCES
 from .data.tokenizer import SentencePieceTokenizer, load_tokenizer
+from .evaluate.answers import Answers, ask_all
 from .evaluate.metrics import Comparison, compare, memorisation
 from .evaluate.report import Report, ollama_name, read_report, write_model_card, write_report
 from .model.config import TransformerConfig, num_parameters, preset
@@ -278,6 +279,17 @@ def measure_run(
     model, tokenizer = load_checkpoint(run, detect_device(device).type)
     _, split = run_split(run, quiet)
     return compare(model, tokenizer, split.train, sets or split.held_out, quiet=quiet)
+
+def ask_run(
+    run,           # run folder
+    limit=25,      # questions of each set and source
+    device='cpu',  # 'auto', 'cpu', 'cuda' or 'mps'
+    quiet=False,   # True prints nothing but what had to be skipped
+) -> Answers:
+    "A run's held-out questions, answered by its best model and marked."
+    model, tokenizer = load_checkpoint(run, detect_device(device).type)
+    recipe, split = run_split(run, quiet)
+    return ask_all(model, tokenizer, split.held_out, recipe.about, limit, quiet=quiet)
 
 # %% ../nbs/90_pipeline.ipynb #pi-fit
 class Interrupted(CodetteError): "Training was stopped from outside; what was learnt is saved."
