@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/11ae_data.chances.ipynb #18bf83d1
+# %% ../../nbs/11ae_data.chances.ipynb #ch-imports
 import math
 from decimal import Decimal, ROUND_HALF_UP
 from fractions import Fraction
-from statistics import mean
 from .perspectives import NAMES, PLACES, a, eq, num, times, val
 from .situations import Look, situation
 
-# %% ../../nbs/11ae_data.chances.ipynb #a4f436e9
+# %% ../../nbs/11ae_data.chances.ipynb #ch-shared
 def of(
     d: dict,    # inputs of a situation
     keys: str,  # names, with blanks between
@@ -26,17 +25,21 @@ def rough(x: int) -> int:
     unit = 10 ** (len(str(x)) - 1)
     return (2 * x + unit) // (2 * unit) * unit
 
+def tenths(k: int, n: int) -> int:
+    "How many out of ten, rounded to a whole number."
+    return (20 * k + n) // (2 * n)
+
 def ratio(x: int, y: int) -> tuple[int, int]:
     "Two whole numbers in lowest terms."
     g = math.gcd(x, y)
     return x // g, y // g
 
-# %% ../../nbs/11ae_data.chances.ipynb #473daa4c
+# %% ../../nbs/11ae_data.chances.ipynb #ch-digit
 def _digit(x) -> int:
     # one digit and zeros, by decimal arithmetic
     return int(Decimal(x).quantize(Decimal((0, (1,), Decimal(x).adjusted())), ROUND_HALF_UP))
 
-# %% ../../nbs/11ae_data.chances.ipynb #d7a6e9ac
+# %% ../../nbs/11ae_data.chances.ipynb #ch-base-rate-draw
 SORTS = (('apple', 'rotten', 'fresh'), ('barrel', 'leaky', 'tight'), ('bottle', 'cracked', 'whole'), ('coin', 'false', 'genuine'),
          ('egg', 'rotten', 'fresh'), ('lamp', 'faulty', 'sound'), ('melon', 'spoiled', 'ripe'), ('nut', 'hollow', 'full'),
          ('pear', 'bruised', 'firm'), ('rope', 'frayed', 'strong'), ('seed', 'dead', 'living'), ('stamp', 'forged', 'real'),
@@ -48,19 +51,19 @@ def _draw_base_rate(rng):
         total, s, f = 100 * rng.randint(2, 12), 10 * rng.randint(6, 9), 5 * rng.randint(1, 6)
         base = 20 * rng.randint(1, total // 50)
         hits, false = base * s, (total - base) * f
-        if hits != false != 2 * hits: break
+        if abs(hits / false - 1) > .04 and abs(2 * hits / false - 1) > .04: break  # not a tie once rounded
     what, bad, good = rng.choice(SORTS)
     return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), what=what, bad=bad, good=good, by=rng.choice(MARKERS),
                 total=total, base=base, s=s, f=f)
 
 def _ask_base_rate(d):
     who, where, what, bad, good, by, total, base, s, f = d.values()
-    return [f'At the {where}, {base} of {total} {what}s are {bad}. The {by} marks {s} % of the {bad} ones and {f} % of the {good} ones. '
-            f'It has marked the {what} of {who}. Is it {bad}?',
-            f'The {by} of the {where} marks {s} % of all {bad} {what}s, but also {f} % of the {good} ones; {base} in {total} are {bad}. '
-            f'What should {who} think of a marked {what}?',
-            f'{who} gets {a(what)} that the {by} at the {where} has marked. The {by} marks {s} % of the {bad} and {f} % of the {good} ones, '
-            f'and {base} {what}s of {total} are {bad}. {bad.capitalize()} or {good}?',
+    return [f'At the {where}, {base} of {total} {what}s are {bad}. The {by} marks {s} % of the {bad} ones and {f} % of the '
+            f'{good} ones. It has marked the {what} of {who}. Is it {bad}?',
+            f'The {by} of the {where} marks {s} % of all {bad} {what}s, but also {f} % of the {good} ones; {base} in {total} '
+            f'are {bad}. What should {who} think of a marked {what}?',
+            f'{who} gets {a(what)} that the {by} at the {where} has marked. The {by} marks {s} % of the {bad} and {f} % of the '
+            f'{good} ones, and {base} {what}s of {total} are {bad}. {bad.capitalize()} or {good}?',
             f'Of {total} {what}s in the {where}, {base} are {bad}. The {by} marks {s} % of these and {f} % of the {good} rest. '
             f'How far can {who} trust a mark?']
 
@@ -68,16 +71,18 @@ def _marks(d):
     # good ones, true marks, false marks, percent of the marked that are bad, verdict
     total, base, s, f, bad, good = of(d, 'total base s f bad good')
     hits, false = base * s // 100, (total - base) * f // 100
-    return total - base, hits, false, 100 * hits / (hits + false), f'rather {bad if hits > false else good} than {good if hits > false else bad}'
+    likely, less = (bad, good) if hits > false else (good, bad)
+    return total - base, hits, false, 100 * hits / (hits + false), f'rather {likely} than {less}'
 
-# %% ../../nbs/11ae_data.chances.ipynb #04365875
+# %% ../../nbs/11ae_data.chances.ipynb #ch-base-rate-newton
 def _base_rate_newton(d):
     what, bad, good, total, base, s, f = of(d, 'what bad good total base s f')
     rest, hits, false, p, verdict = _marks(d)
     return Look((
         [f'two streams of {what}s, {base} {bad} and {total} - {base} = {rest} {good}.',
          f'a quantity of {total} {what}s: {base} {bad} ones and {total} - {base} = {rest} {good} ones.'],
-        ['by the law of flow, marks = quantity * rate for each stream, and nothing is lost.', 'cause and effect: each stream acts on the marks with quantity * rate.',
+        ['by the law of flow, marks = quantity * rate for each stream, and nothing is lost.',
+         'cause and effect: each stream acts on the marks with quantity * rate.',
          f'balance: marks = quantity of {what}s * rate, summed over both.'],
         f'{base} * {s} / 100 = {hits} marks from the {bad} stream, {rest} * {f} / 100 = {false} from the {good} one.',
         [f'the rate is {hits} per {hits} + {false} = {hits + false} marks, {num(p)} %; the balance tips: {verdict}.',
@@ -93,11 +98,13 @@ def _base_rate_davinci(d):
          f'to the eye {base} parts are {bad}, and {total} - {base} = {rest} parts of the width are {good}.'],
         [f'draw a field {total} wide, cut by an upright line; shade {s} % of the {bad} side and {f} % of the {good} side.',
          f'sketch both to scale, side by side, the {bad} strip shaded up to {s} %, the {good} one up to {f} %.'],
-        f'shaded shapes {base} * {s} = {base * s} and {rest} * {f} = {rest * f}, as {x} is to {y}; {num(p)} % of the shade is {bad}.',
+        f'shaded shapes {base} * {s} = {base * s} and {rest} * {f} = {rest * f}, as {x} is to {y}; {num(p)} % of the shade is '
+        f'{bad}.',
         [f'the larger shape decides: {verdict}; a stricter line would shade less {bad} and less {good}.',
          f'{verdict}, by the proportion of the shapes; less shade on the {good} side would cost some on the {bad} one.']),
         verdict, val(p), '%', f'the {bad} part of what is shaded')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-base-rate-human
 def _base_rate_human_intuition(d):
     what, bad, good, by, base, s, f = of(d, 'what bad good by base s f')
     rest, hits, false, p, verdict = _marks(d)
@@ -105,15 +112,17 @@ def _base_rate_human_intuition(d):
     guess = 100 * x / (x + y)
     gut = 'right' if hits > false else 'wrong'
     return Look((
-        [f'the gut says {bad}, since the {by} catches {s} %.', f'the gut jumps to {bad}, for {s} % sounds sure.', f'a quick guess would be {bad}, as the {by} finds {s} %.'],
+        [f'the gut says {bad}, since the {by} catches {s} %.', f'the gut jumps to {bad}, for {s} % sounds sure.',
+         f'a quick guess would be {bad}, as the {by} finds {s} %.'],
         [f'call it {x} true and roughly {y} false marks: {x} in {x + y}, about {num(guess)} %.',
          f'in round numbers about {x} true marks beside {y} false ones, so {x} in {x + y}, roughly {num(guess)} %.'],
-        f'exactly {base} * {s} / 100 = {hits} and {rest} * {f} / 100 = {false}, so 100 * {hits} / ({hits} + {false}) {eq(p, "%")}.',
+        f'exactly {base} * {s} / 100 = {hits} and {rest} * {f} / 100 = {false}, so 100 * {hits} / ({hits} + {false}) '
+        f'{eq(p, "%")}.',
         [f'{verdict}; the rough {num(guess)} % is off by {num(abs(val(guess) - val(p)))} points, and the gut was {gut}.',
-         f'keep the rule of thumb, {num(guess)} % and off by {num(abs(val(guess) - val(p)))} points: {verdict}. The gut was {gut}.']),
+         f'keep the rule of thumb, {num(guess)} % and off by {num(abs(val(guess) - val(p)))} points: {verdict}. The gut was '
+         f'{gut}.']),
         verdict, val(guess), '%', f'the rough chance that a marked {what} is {bad}')
 
-# %% ../../nbs/11ae_data.chances.ipynb #65ee8cf4
 def _base_rate_quantum(d):
     what, bad, good, total, base, s, f = of(d, 'what bad good total base s f')
     rest, hits, false, p, verdict = _marks(d)
@@ -122,21 +131,26 @@ def _base_rate_quantum(d):
          f'a superposition of {bad} and {good}: sqrt({base}/{total})|1> + sqrt({rest}/{total})|0>, one qubit.'],
         [f'probability is amplitude squared; a mark on {a(what)} keeps {s} % of |1> and {f} % of |0>.',
          f'square each amplitude, keep {s} % for |1> and {f} % for |0>, normalise.'],
-        f'{base} * {s} = {base * s} for |1> and {rest} * {f} = {rest * f} for |0>; 100 * {base * s} / {base * s + rest * f} {eq(p, "%")}.',
+        f'{base} * {s} = {base * s} for |1> and {rest} * {f} = {rest * f} for |0>; 100 * {base * s} / {base * s + rest * f} '
+        f'{eq(p, "%")}.',
         [f'to measure a marked {what} gives |1> with probability {num(p)} %: {verdict}.',
          f'expect |1> in {num(p)} % of measurements on marked {what}s; {verdict}.']),
         verdict, val(p), '%', f'the probability of |1>, {bad}')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-base-rate-philosophical
 def _base_rate_philosophical(d):
     what, bad, good, by, base, s, f = of(d, 'what bad good by base s f')
     rest, hits, false, p, verdict = _marks(d)
     return Look((
-        [f'one premise is that if {a(what)} is {bad}, the {by} marks it, {s} times of 100; the other, that it did. The conclusion would be: {bad}.',
+        [f'one premise is that if {a(what)} is {bad}, the {by} marks it, {s} times of 100; the other, that it did. The '
+         f'conclusion would be: {bad}.',
          f'the conclusion that it is {bad} rests on two premises: if {bad}, then marked, {s} of 100; and it is marked.'],
         [f'if {bad}, then marked; marked; so {bad}: affirming the consequent, a form that is not valid.',
          f'the form is affirming the consequent; {a(good)} {what} with a mark shows it not valid.'],
-        [f'counterexamples: {rest} * {f} / 100 = {false} {good} {what}s are marked as well, beside {base} * {s} / 100 = {hits} {bad} ones.',
-         f'{base} * {s} / 100 = {hits} cases fit the conclusion, {rest} * {f} / 100 = {false} {good} {what}s are counterexamples.'],
+        [f'counterexamples: {rest} * {f} / 100 = {false} {good} {what}s are marked as well, beside {base} * {s} / 100 = {hits} '
+         f'{bad} ones.',
+         f'{base} * {s} / 100 = {hits} cases fit the conclusion, {rest} * {f} / 100 = {false} {good} {what}s are '
+         'counterexamples.'],
         [f'it does not follow; by degree, {hits} against {false}, the premises support {verdict}.',
          f'invalid as a proof; what the premises support, {hits} to {false}, is {verdict}.']),
         verdict)
@@ -146,23 +160,29 @@ def _base_rate_neural_network(d):
     rest, hits, false, p, verdict = _marks(d)
     z, out = hits - false, int(hits > false)
     return Look((
-        [f'inputs x1 = {base} {bad} and x2 = {total} - {base} = {rest} {good} {what}s.', f'the input vector ({base}, {rest}), {what}s that are {bad} and {good}: {total} - {base} = {rest}.'],
+        [f'inputs x1 = {base} {bad} and x2 = {total} - {base} = {rest} {good} {what}s.',
+         f'the input vector ({base}, {rest}), {what}s that are {bad} and {good}: {total} - {base} = {rest}.'],
         [f'weights {num(s / 100)} and -{num(f / 100)}; bias 0; step activation, 1 for {bad}.',
          f'a neuron with weights ({num(s / 100)}, -{num(f / 100)}), bias 0, a step to 1 for {bad}.'],
-        [f'weighted sum {num(s / 100)} * {base} - {num(f / 100)} * {rest} = {z}.', f'the weights and inputs give {num(s / 100)} * {base} - {num(f / 100)} * {rest} = {z}.'],
-        [f'step({z}) gives output {out}: {verdict}.', f'the sum is {"above" if z > 0 else "below"} zero, the neuron gives output {out}, read as {verdict}.']),
+        [f'weighted sum {num(s / 100)} * {base} - {num(f / 100)} * {rest} = {z}.',
+         f'the weights and inputs give {num(s / 100)} * {base} - {num(f / 100)} * {rest} = {z}.'],
+        [f'step({z}) gives output {out}: {verdict}.',
+         f'the sum is {"above" if z > 0 else "below"} zero, the neuron gives output {out}, read as {verdict}.']),
         verdict, abs(z), 'marks', 'the size of the weighted sum')
 
-# %% ../../nbs/11ae_data.chances.ipynb #1943cb24
+# %% ../../nbs/11ae_data.chances.ipynb #ch-base-rate-bias
 def _base_rate_bias_mitigation(d):
     what, bad, good, total, base, s, f = of(d, 'what bad good total base s f')
     rest, hits, false, p, verdict = _marks(d)
     return Look((
         [f'base-rate neglect: {s} % sounds right and hides how many {what}s are {bad} at all.',
          f'the temptation is to answer {s} % and forget the {good} majority: base-rate neglect.'],
-        [f'one yardstick for {bad} and {good}: marks among all {total} {what}s.', f'count {bad} and {good} by the same measure, marks among {total} {what}s.'],
-        f'{base} * {s} / 100 = {hits} and {rest} * {f} / 100 = {false}; corrected rate 100 * {hits} / ({hits} + {false}) {eq(p, "%")}.',
-        [f'the fair figure is {num(p)} per hundred, not {s}: {verdict}.', f'corrected for the base rate, {num(p)} per hundred instead of {s}; a fair reading is {verdict}.']),
+        [f'one yardstick for {bad} and {good}: marks among all {total} {what}s.',
+         f'count {bad} and {good} by the same measure, marks among {total} {what}s.'],
+        f'{base} * {s} / 100 = {hits} and {rest} * {f} / 100 = {false}; corrected rate 100 * {hits} / ({hits} + {false}) '
+        f'{eq(p, "%")}.',
+        [f'the fair figure is {num(p)} per hundred, not {s}: {verdict}.',
+         f'corrected for the base rate, {num(p)} per hundred instead of {s}; a fair reading is {verdict}.']),
         verdict, val(p), '%', f'the corrected share of {bad} ones')
 
 def _base_rate_psychological(d):
@@ -171,13 +191,17 @@ def _base_rate_psychological(d):
     feel = 100 * 2 * hits / (2 * hits + false)
     felt = f'rather {bad if 2 * hits > false else good} than {good if 2 * hits > false else bad}'
     return Look((
-        [f'the mark on {a(what)} catches attention; people feel {s} % sure.', f'the mind holds on to {s} % and to the mark; the {good} {what}s get no attention.'],
-        [f'regret: {a(bad)} {what} kept hurts twice as much as {a(good)} one lost.', f'people weigh losses double, and {a(bad)} {what} let through is the loss they fear.'],
-        f'{base} * {s} / 100 = {hits} feel like 2 * {hits} = {2 * hits} against {rest} * {f} / 100 = {false}; felt share 100 * {2 * hits} / {2 * hits + false} {eq(feel, "%")}; real {num(p)} %.',
+        [f'the mark on {a(what)} catches attention; people feel {s} % sure.',
+         f'the mind holds on to {s} % and to the mark; the {good} {what}s get no attention.'],
+        [f'regret: {a(bad)} {what} kept hurts twice as much as {a(good)} one lost.',
+         f'people weigh losses double, and {a(bad)} {what} let through is the loss they fear.'],
+        f'{base} * {s} / 100 = {hits} feel like 2 * {hits} = {2 * hits} against {rest} * {f} / 100 = {false}; felt share 100 * '
+        f'{2 * hits} / {2 * hits + false} {eq(feel, "%")}; real {num(p)} %.',
         [f'it feels {felt}, at {num(feel)} % where {num(p)} % is real; a pause before the decision helps.',
          f'it feels {felt}; to see the gap between {num(feel)} % and {num(p)} % takes a moment of effort.']),
         felt, val(feel), '%', f'the felt chance of {a(bad)} one')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-base-rate-mathematical
 def _base_rate_mathematical(d):
     what, bad, good, total, base, s, f = of(d, 'what bad good total base s f')
     rest, hits, false, p, verdict = _marks(d)
@@ -187,12 +211,15 @@ def _base_rate_mathematical(d):
         [f'let x of the {total} {what}s be {bad} where a mark on {a(what)} is right half the time.',
          f'let x {bad} {what}s make true and false marks equal.'],
         f'{s} * x = {f} * ({total} - x).',
-        [f'solve for x: {s + f} * x = {f} * {total}, so x = {f * total} / {s + f} {eq(x)}.', f'collect x: {s + f} * x = {f} * {total}; x = {f * total} / {s + f} {eq(x)}.'],
-        [f'{base} is {"above" if sign == ">" else "below"} the threshold {num(x)} and {s} * {base} = {base * s} {sign} {f} * {rest} = {rest * f} holds, therefore {verdict}.',
-         f'substitute {base} for x: {s} * {base} = {base * s} {sign} {f} * {rest} = {rest * f}; the threshold is {num(x)}, therefore {verdict}.']),
+        [f'solve for x: {s + f} * x = {f} * {total}, so x = {f * total} / {s + f} {eq(x)}.',
+         f'collect x: {s + f} * x = {f} * {total}; x = {f * total} / {s + f} {eq(x)}.'],
+        [f'{base} is {"above" if sign == ">" else "below"} the threshold {num(x)} and {s} * {base} = {base * s} {sign} {f} * '
+         f'{rest} = {rest * f} holds, therefore {verdict}.',
+         f'substitute {base} for x: {s} * {base} = {base * s} {sign} {f} * {rest} = {rest * f}; the threshold is {num(x)}, '
+         f'therefore {verdict}.']),
         verdict, val(x), f'{what}s', 'the threshold of the base rate')
 
-# %% ../../nbs/11ae_data.chances.ipynb #22b609cf
+# %% ../../nbs/11ae_data.chances.ipynb #ch-base-rate-expect
 def _expect_base_rate(key, d):
     total, base, s, f, bad, good = of(d, 'total base s f bad good')
     g = sum(i >= base for i in range(total))
@@ -201,25 +228,31 @@ def _expect_base_rate(key, d):
     p = 100 / (1 + false / hits)
     odds, x, y = hits / false, _digit(h), _digit(o)
     order = (bad, good) if hits > false else (good, bad)
-    rather, guess, feel = 'rather {} than {}'.format(*order), 100 / (1 + Fraction(y, x)), 100 - 100 * false / (hits + hits + false)
+    rather, guess, feel = 'rather {} than {}'.format(*order), 100 / (1 + Fraction(y,
+        x)), 100 - 100 * false / (hits + hits + false)
     sign = '>' if odds > 1 else '<'
     true, untrue = f'{base} * {s} / 100 = {h}', f'{g} * {f} / 100 = {o}'
     return {
         'newton': lambda: [rather, true, untrue, f'{total} - {base} = {g}', f'{h} + {o} = {both}', f'{num(p)} %'],
         'davinci': lambda: [rather, f'{total} - {base} = {g}', f'{base} * {s} = {100 * h}', f'{g} * {f} = {100 * o}',
                             f'as {odds.numerator} is to {odds.denominator}', f'{num(p)} %'],
-        'human_intuition': lambda: [rather, true, untrue, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{x} in {x + y}', f'{num(guess)} %', f'{y} false',
-                                    f'off by {num(abs(val(guess) - val(p)))} points', f'gut was {"right" if odds > 1 else "wrong"}'],
-        'quantum': lambda: [rather, f'sqrt({base}/{total})|1> + sqrt({g}/{total})|0>', f'{base} * {s} = {100 * h}', f'{g} * {f} = {100 * o}',
+        'human_intuition': lambda: [rather, true, untrue, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{x} in {x + y}',
+                                    f'{num(guess)} %', f'{y} false',
+                                    f'off by {num(abs(val(guess) - val(p)))} points',
+                                    f'gut was {"right" if odds > 1 else "wrong"}'],
+        'quantum': lambda: [rather, f'sqrt({base}/{total})|1> + sqrt({g}/{total})|0>', f'{base} * {s} = {100 * h}',
+                            f'{g} * {f} = {100 * o}',
                             f'100 * {100 * h} / {100 * both} {eq(p, "%")}'],
         'philosophical': lambda: [rather, 'affirming the consequent', true, untrue],
-        'neural_network': lambda: [f'{num(Fraction(s, 100))} * {base} - {num(Fraction(f, 100))} * {g} = {h - o}', rather, 'bias 0', '1', f'{total} - {base} = {g}',
+        'neural_network': lambda: [f'{num(Fraction(s, 100))} * {base} - {num(Fraction(f, 100))} * {g} = {h - o}', rather,
+                                   'bias 0', '1', f'{total} - {base} = {g}',
                                    f'output {int(odds > 1)}'],
         'bias_mitigation': lambda: [rather, true, untrue, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{num(p)} per hundred'],
         'psychological': lambda: [f'feels rather {bad} than {good}' if odds * 2 > 1 else f'feels rather {good} than {bad}', true,
                                   f'2 * {h} = {h + h}', f'100 * {h + h} / {h + both} {eq(feel, "%")}', f'{num(p)} %', untrue],
         'mathematical': lambda: [rather, f'{s} * x = {f} * ({total} - x)', f'{s + f} * x = {f} * {total}',
-                                 f'{f * total} / {s + f} {eq(total / (1 + Fraction(s, f)))}', f'{s} * {base} = {100 * h} {sign} {f} * {g} = {100 * o}'],
+                                 f'{f * total} / {s + f} {eq(total / (1 + Fraction(s, f)))}',
+                                 f'{s} * {base} = {100 * h} {sign} {f} * {g} = {100 * o}'],
     }[key]()
 
 situation('base_rate', _draw_base_rate, _ask_base_rate, _expect_base_rate, dict(
@@ -227,7 +260,7 @@ situation('base_rate', _draw_base_rate, _ask_base_rate, _expect_base_rate, dict(
     philosophical=_base_rate_philosophical, neural_network=_base_rate_neural_network, bias_mitigation=_base_rate_bias_mitigation,
     psychological=_base_rate_psychological, mathematical=_base_rate_mathematical))
 
-# %% ../../nbs/11ae_data.chances.ipynb #90f0013c
+# %% ../../nbs/11ae_data.chances.ipynb #ch-game-draw
 BAGS = 'bag', 'basket', 'bowl', 'box', 'bucket', 'drum', 'hat', 'jar', 'pot', 'sack', 'tub', 'urn'
 LOTS = 'ball', 'bead', 'bean', 'button', 'card', 'chip', 'marble', 'pebble', 'shell', 'stone', 'ticket', 'token'
 COLOURS = 'black', 'blue', 'brown', 'green', 'grey', 'red', 'white', 'yellow'
@@ -237,17 +270,20 @@ def _draw_game(rng):
         n = rng.choice((4, 5, 8, 10, 20, 25, 40, 50))
         k, c = rng.randint(1, n // 2), rng.randint(2, 15)
         w, m = round(n * c / k * rng.choice((.5, .6, .75, .9, 1.1, 1.25, 1.5, 2, 2.5, 3))), math.floor(n / k + .5)
-        if c < w and k * w != n * c and k * (w - c) != 2 * (n - k) * c and m * c != w: break
-    return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), bag=rng.choice(BAGS), what=rng.choice(LOTS), hue=rng.choice(COLOURS),
+        if c < w and abs(k * w / n / c - 1) > .02 and k * (w - c) != 2 * (n - k) * c and m * c != w: break
+    return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), bag=rng.choice(BAGS), what=rng.choice(LOTS),
+                hue=rng.choice(COLOURS),
                 n=n, k=k, c=c, w=w)
 
 def _ask_game(d):
     who, where, bag, what, hue, n, k, c, w = d.values()
     lie = f'{times(k, f"{hue} {what}")} {"lies" if k == 1 else "lie"}'
-    return [f'At the {where}, a {bag} holds {n} {what}s, {k} of them {hue}. A draw costs {c} coins and a {hue} one pays {w}. Should {who} play?',
-            f'{who} pays {c} coins to draw one of {n} {what}s from a {bag}; {k} of them {"is" if k == 1 else "are"} {hue} and worth {w} coins. '
-            f'Is the game at the {where} worth it?',
-            f'In a {bag} of {n} {what}s {lie} for which the {where} pays {w} coins. One draw takes {c} coins from {who}. Play or not?',
+    return [f'At the {where}, a {bag} holds {n} {what}s, {k} of them {hue}. A draw costs {c} coins and a {hue} one pays {w}. '
+            f'Should {who} play?',
+            f'{who} pays {c} coins to draw one of {n} {what}s from a {bag}; {k} of them {"is" if k == 1 else "are"} {hue} and '
+            f'worth {w} coins. Is the game at the {where} worth it?',
+            f'In a {bag} of {n} {what}s {lie} for which the {where} pays {w} coins. One draw takes {c} coins from {who}. Play '
+            'or not?',
             f'The {where} offers {who} a game: {c} coins a draw, {w} coins back for a {hue} {what}, and {k} of {n} in the {bag} '
             f'{"is" if k == 1 else "are"} {hue}. What is it worth?']
 
@@ -256,13 +292,15 @@ def _stake(d):
     n, k, c, w = of(d, 'n k c w')
     return k * w, n * c, k * w / n, 'play it' if k * w > n * c else 'leave it'
 
-# %% ../../nbs/11ae_data.chances.ipynb #879b65fe
+# %% ../../nbs/11ae_data.chances.ipynb #ch-game-newton
 def _game_newton(d):
     who, bag, hue, n, k, c, w = of(d, 'who bag hue n k c w')
     back, paid, per, verdict = _stake(d)
     return Look((
-        [f'{w} coins flow in on {k} of {n} draws, {c} coins flow out on each.', f'quantities: {n} draws at {c} coins, {k} of them with {w} coins for {who}.'],
-        ['as by the law of the lever, count * coins is the moment of each side, and the larger moment wins.', 'balance of flows: each side acts with count * coins.',
+        [f'{w} coins flow in on {k} of {n} draws, {c} coins flow out on each.',
+         f'quantities: {n} draws at {c} coins, {k} of them with {w} coins for {who}.'],
+        ['as by the law of the lever, count * coins is the moment of each side, and the larger moment wins.',
+         'balance of flows: each side acts with count * coins.',
          f'the {bag} is in balance when count * coins is equal on both sides.'],
         f'in: {k} * {w} = {back} coins, a rate of {back} / {n} {eq(per)} coins per draw; out: {n} * {c} = {paid} coins.',
         [f'{num(per)} per draw act against {c}, so the balance tips {"toward" if back > paid else "away from"} {who}: {verdict}.',
@@ -277,11 +315,13 @@ def _game_davinci(d):
         [f'look into the {bag}: {n} {what}s, {k} of them {hue}.', f'the eye counts {k} {hue} among {n} {what}s of one shape.'],
         [f'draw {n} strips of one width, {k} of them {w} high, and a level line at {c} across all.',
          f'sketch {n} equal columns, shade {k} to the height {w}, lay a line at the height {c}.'],
-        f'shaded shape {k} * {w} = {back}, under the line {n} * {c} = {paid}: prize is to stake as {x} is to {y}; drawn flat, {back} / {n} {eq(per)} high.',
+        f'shaded shape {k} * {w} = {back}, under the line {n} * {c} = {paid}: prize is to stake as {x} is to {y}; drawn flat, '
+        f'{back} / {n} {eq(per)} high.',
         [f'the shade spread flat lies {"above" if back > paid else "below"} the line, {num(per)} to {c}: {verdict}.',
          f'{verdict}, by the shapes; a prize above {w} on fewer strips could keep the {num(per)}.']),
         verdict, val(per), 'coins a draw', 'the height of the prizes spread over all strips')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-game-human
 def _game_human_intuition(d):
     who, bag, what, hue, n, k, c, w = of(d, 'who bag what hue n k c w')
     back, paid, per, verdict = _stake(d)
@@ -289,11 +329,14 @@ def _game_human_intuition(d):
     gut = 'play it' if w > m * c else 'leave it'
     return Look((
         [f'the gut says roughly one draw in {m} is {hue}.', f'a quick guess: about one {what} in {m} is {hue}.'],
-        [f'call it {m} draws for one prize, {m} * {c} = {m * c} coins for {w}; in easy numbers {w} / {m} {eq(w / m)} back a draw.',
+        [f'call it {m} draws for one prize, {m} * {c} = {m * c} coins for {w}; in easy numbers {w} / {m} {eq(w / m)} back a '
+         'draw.',
          f'{m} * {c} = {m * c} coins buy about one prize of {w}, so by rule of thumb roughly {w} / {m} {eq(w / m)} a draw.'],
         f'exactly {k} * {w} / {n} {eq(per)} coins a draw, for {c}.',
-        [f'the guess of {num(w / m)} is off by {num(abs(val(w / m) - val(per)))}; {verdict}{", as the gut said" if gut == verdict else ", though the gut would not"}.',
-         f'{verdict}; the easy number {num(w / m)} {"was close enough" if gut == verdict else "misled"}, off by {num(abs(val(w / m) - val(per)))}.']),
+        [f'the guess of {num(w / m)} is off by {num(abs(val(w / m) - val(per)))}; '
+         f'{verdict}{", as the gut said" if gut == verdict else ", though the gut would not"}.',
+         f'{verdict}; the easy number {num(w / m)} {"was close enough" if gut == verdict else "misled"}, off by '
+         f'{num(abs(val(w / m) - val(per)))}.']),
         verdict, val(w / m), 'coins a draw', 'what a draw pays back by the easy numbers')
 
 def _game_quantum(d):
@@ -305,11 +348,12 @@ def _game_quantum(d):
         ['the probability is the amplitude squared; the expectation weighs each payoff by it.',
          f'measured, the {what} shows either state with the amplitude squared; {hue} pays {w}.'],
         f'probability of |1>: {k}/{n} = {num(k / n)}; expectation {num(k / n)} * {w} {eq(per)} coins, stake {c}.',
-        [f'one draw shows one state; over many, expect {num(per)} a draw, {"more" if back > paid else "less"} than {c}: {verdict}.',
+        [f'one draw shows one state; over many, expect {num(per)} a draw, {"more" if back > paid else "less"} than {c}: '
+         f'{verdict}.',
          f'before it is measured no {what} is known, but the expectation is {num(per)} for {c}: {verdict}.']),
         verdict, val(per), 'coins a draw', 'the expectation of the prize')
 
-# %% ../../nbs/11ae_data.chances.ipynb #a9f2ed29
+# %% ../../nbs/11ae_data.chances.ipynb #ch-game-philosophical
 def _game_philosophical(d):
     who, where, bag, what, n, k, c, w = of(d, 'who where bag what n k c w')
     back, paid, per, verdict = _stake(d)
@@ -317,7 +361,8 @@ def _game_philosophical(d):
     return Look((
         [f'the premise is that {who} should play (Q) exactly when the {bag} brings more than {c} coins a draw (P).',
          f'P: a draw at the {where} brings more than {c} coins on average. Q: {who} plays. The premise: Q exactly when P.'],
-        [f'{form} ({rule}), a form that is valid whatever the {bag} holds.', f'the form is {form}, {rule}; it is valid.', f'valid by {form}: {rule}.'],
+        [f'{form} ({rule}), a form that is valid whatever the {bag} holds.', f'the form is {form}, {rule}; it is valid.',
+         f'valid by {form}: {rule}.'],
         f'the average is {k} * {w} / {n} {eq(per)}, {"more" if back > paid else "less"} than {c}, so {so} is true.',
         [f'valid, and sound if the counts are: {verdict}; one lucky {what} is no counterexample to {num(per)} on average.',
          f'the conclusion follows: {verdict}. That {who} may win {w} once is no counterexample to {num(per)} on average.']),
@@ -331,11 +376,14 @@ def _game_neural_network(d):
         [f'inputs x1 = {w}, the prize, and x2 = {c}, the stake.', f'the input vector ({w}, {c}), prize and stake of {who}.'],
         [f'weights {num(k / n)} = {k}/{n} and -1; bias 0; step activation, 1 for a game to play.',
          f'a neuron with weights {num(k / n)} = {k}/{n} for the prize and -1 for the stake of {who}, bias 0, step activation.'],
-        [f'weighted sum {num(k / n)} * {w} - 1 * {c} {eq(z)}.', f'weights times inputs, summed: {num(k / n)} * {w} - 1 * {c} {eq(z)}.'],
+        [f'weighted sum {num(k / n)} * {w} - 1 * {c} {eq(z)}.',
+         f'weights times inputs, summed: {num(k / n)} * {w} - 1 * {c} {eq(z)}.'],
         [f'step({num(z)}) gives output {out}: {verdict}.',
-         f'the weighted sum is {"positive" if z > 0 else "negative"}, the neuron {"fires" if z > 0 else "stays silent"}, output {out}: {verdict}.']),
+         f'the weighted sum is {"positive" if z > 0 else "negative"}, the neuron {"fires" if z > 0 else "stays silent"}, output '
+         f'{out}: {verdict}.']),
         verdict, abs(val(z)), 'coins a draw', 'the size of the weighted sum')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-game-bias
 def _game_bias_mitigation(d):
     who, where, what, n, k, c, w = of(d, 'who where what n k c w')
     back, paid, per, verdict = _stake(d)
@@ -343,10 +391,12 @@ def _game_bias_mitigation(d):
     return Look((
         [f'anchoring: the {w} coins of the prize stick, and the {where} shows its winners, not its losers (survivorship).',
          f'the temptation is to see {w} coins and the winners at the {where}: anchoring and survivorship.'],
-        ['one yardstick for both sides: coins per hundred coins paid.', f'the same measure for prize and stake, coins over all {n} draws.',
+        ['one yardstick for both sides: coins per hundred coins paid.',
+         f'the same measure for prize and stake, coins over all {n} draws.',
          f'a yardstick for {who}: what comes back per hundred paid.'],
         f'back {k} * {w} = {back}, paid {n} * {c} = {paid}; rate 100 * {back} / {paid} {eq(rate)}.',
-        [f'a fair view: {num(rate)} per hundred come back, so {verdict}.', f'corrected for the bright prize, {num(rate)} per hundred return: {verdict}.']),
+        [f'a fair view: {num(rate)} per hundred come back, so {verdict}.',
+         f'corrected for the bright prize, {num(rate)} per hundred return: {verdict}.']),
         verdict, val(rate), 'per hundred', 'coins that come back for every hundred paid')
 
 def _game_psychological(d):
@@ -355,27 +405,34 @@ def _game_psychological(d):
     gain, loss = k * (w - c), 2 * (n - k) * c
     felt = 'play it' if gain > loss else 'leave it'
     return Look((
-        [f'people feel a lost coin like two won ones, and {who} will too.', f'the mind of {who} keeps the misses: a loss of {c} coins is felt double.',
+        [f'people feel a lost coin like two won ones, and {who} will too.',
+         f'the mind of {who} keeps the misses: a loss of {c} coins is felt double.',
          f'{who} will feel every loss double, as most people do.'],
-        [f'a hit feels like {w} - {c} = {w - c}, a miss like 2 * {c} = {2 * c} coins of regret.', f'felt gain {w} - {c} = {w - c} for a hit; felt loss 2 * {c} = {2 * c} for a miss.'],
+        [f'a hit feels like {w} - {c} = {w - c}, a miss like 2 * {c} = {2 * c} coins of regret.',
+         f'felt gain {w} - {c} = {w - c} for a hit; felt loss 2 * {c} = {2 * c} for a miss.'],
         f'felt {k} * {w - c} = {gain} against {n - k} * {2 * c} = {loss} in {n} draws; really {back} come back for {paid}.',
-        [f'at {gain} to {loss} the feeling says {felt}, at {back} to {paid} the coins say {verdict}; decide before the first draw.',
-         f'the feeling says {felt}, {gain} to {loss}, the coins say {verdict}, {back} to {paid}; a habit of small stakes helps {who} to bear a miss.']),
+        [f'at {gain} to {loss} the feeling says {felt}, at {back} to {paid} the coins say {verdict}; decide before the first '
+         'draw.',
+         f'the feeling says {felt}, {gain} to {loss}, the coins say {verdict}, {back} to {paid}; a habit of small stakes helps '
+         f'{who} to bear a miss.']),
         felt, loss, 'felt coins', f'the felt loss in {n} draws')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-game-mathematical
 def _game_mathematical(d):
     who, bag, n, k, c, w = of(d, 'who bag n k c w')
     back, paid, per, verdict = _stake(d)
     sign = '>' if back > paid else '<'
     return Look((
-        [f'let x coins be what {who} may fairly pay a draw.', f'let x be the stake at which {who} comes out even in the long run.'],
+        [f'let x coins be what {who} may fairly pay a draw.',
+         f'let x be the stake at which {who} comes out even in the long run.'],
         f'{n} * x = {k} * {w}.',
         [f'solve for x: x = {back} / {n} {eq(per)}.', f'divide by {n}: x = {back} / {n} {eq(per)}.'],
         [f'x = {num(per)} {sign} {c}, and {k} * {w} - {n} * {c} = {back - paid} {sign} 0; therefore {verdict}.',
-         f'put the stake in for x: {k} * {w} - {n} * {c} = {back - paid} {sign} 0. The threshold is {num(per)}, therefore {verdict}.']),
+         f'put the stake in for x: {k} * {w} - {n} * {c} = {back - paid} {sign} 0. The threshold is {num(per)}, therefore '
+         f'{verdict}.']),
         verdict, val(per), 'coins a draw', 'the fair price of a draw')
 
-# %% ../../nbs/11ae_data.chances.ipynb #6219f052
+# %% ../../nbs/11ae_data.chances.ipynb #ch-game-expect
 def _expect_game(key, d):
     n, k, c, w = of(d, 'n k c w')
     per = Fraction(sum([w] * k + [0] * (n - k)), n)
@@ -388,15 +445,20 @@ def _expect_game(key, d):
     return {
         'newton': lambda: [now, *sums, f'{back} / {n} {eq(per)}', num(per)],
         'davinci': lambda: [now, *sums, f'as {odds.numerator} is to {odds.denominator}', f'{back} / {n} {eq(per)}'],
-        'human_intuition': lambda: [now, f'in {m} is', f'{m} * {c} = {m * c}', f'{w} / {m} {eq(Fraction(w, m))}', f'{k} * {w} / {n} {eq(per)}',
+        'human_intuition': lambda: [now, f'in {m} is', f'{m} * {c} = {m * c}', f'{w} / {m} {eq(Fraction(w, m))}',
+                                    f'{k} * {w} / {n} {eq(per)}',
                                     f'off by {num(abs(val(Fraction(w, m)) - val(per)))}'],
-        'quantum': lambda: [now, f'sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>', f'{k}/{n} = {num(p)}', f'{num(p)} * {w} {eq(per)}', f'stake {c}'],
+        'quantum': lambda: [now, f'sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>', f'{k}/{n} = {num(p)}', f'{num(p)} * {w} {eq(per)}',
+                            f'stake {c}'],
         'philosophical': lambda: [now, form, f'{k} * {w} / {n} {eq(per)}', 'more than' if odds > 1 else 'less than'],
-        'neural_network': lambda: [now, f'{num(p)} = {k}/{n}', f'{num(p)} * {w} - 1 * {c} {eq(margin)}', 'bias 0', f'output {int(odds > 1)}', '-1'],
+        'neural_network': lambda: [now, f'{num(p)} = {k}/{n}', f'{num(p)} * {w} - 1 * {c} {eq(margin)}', 'bias 0',
+                                   f'output {int(odds > 1)}', '-1'],
         'bias_mitigation': lambda: [now, *sums, f'100 * {back} / {paid} {eq(100 * odds)}', f'{num(100 * odds)} per hundred'],
-        'psychological': lambda: [f'feeling says {felt}', f'coins say {now}', f'{w} - {c} = {hit}', f'2 * {c} = {miss}', f'{k} * {hit} = {sum([hit] * k)}',
+        'psychological': lambda: [f'feeling says {felt}', f'coins say {now}', f'{w} - {c} = {hit}', f'2 * {c} = {miss}',
+                                  f'{k} * {hit} = {sum([hit] * k)}',
                                   f'{n - k} * {miss} = {sum([miss] * (n - k))}', f'{back} come back for {paid}'],
-        'mathematical': lambda: [now, f'{n} * x = {k} * {w}', f'{back} / {n} {eq(per)}', f'{k} * {w} - {n} * {c} = {num(n * margin)} {sign} 0'],
+        'mathematical': lambda: [now, f'{n} * x = {k} * {w}', f'{back} / {n} {eq(per)}',
+                                 f'{k} * {w} - {n} * {c} = {num(n * margin)} {sign} 0'],
     }[key]()
 
 situation('game', _draw_game, _ask_game, _expect_game, dict(
@@ -404,8 +466,9 @@ situation('game', _draw_game, _ask_game, _expect_game, dict(
     philosophical=_game_philosophical, neural_network=_game_neural_network, bias_mitigation=_game_bias_mitigation,
     psychological=_game_psychological, mathematical=_game_mathematical))
 
-# %% ../../nbs/11ae_data.chances.ipynb #59862aa2
-GROUPS = (('north', 'south'), ('town', 'village'), ('morning', 'evening'), ('red', 'blue'), ('river', 'hill'), ('first', 'second'),
+# %% ../../nbs/11ae_data.chances.ipynb #ch-selection-draw
+GROUPS = (('north', 'south'), ('town', 'village'), ('morning', 'evening'), ('red', 'blue'), ('river', 'hill'),
+          ('first', 'second'),
           ('east', 'west'), ('upper', 'lower'), ('left', 'right'), ('summer', 'winter'))
 AIMS = 'band', 'choir', 'class', 'club', 'council', 'course', 'crew', 'guild', 'league', 'orchestra', 'team', 'training'
 SIZES = 20, 25, 40, 50, 80, 100, 160, 200
@@ -414,83 +477,100 @@ def _draw_selection(rng):
     while True:
         n, m = rng.sample(SIZES, 2)
         i, j = round(n * rng.uniform(.15, .9)), round(m * rng.uniform(.15, .9))
-        if (20 * i + n) // (2 * n) != (20 * j + m) // (2 * m) and i != j and 3 * i - 2 * n != 3 * j - 2 * m \
-            and (rng.random() < .4 or (i > j) != (i * m > j * n)) and 5 * i * m != 4 * j * n and 4 * i * m != 5 * j * n: break
+        low, high = sorted((i * m, j * n))
+        clear = tenths(i, n) != tenths(j, m) and i != j and 3 * i - 2 * n != 3 * j - 2 * m and abs(low / high - .8) > .01
+        if clear and (rng.random() < .4 or (i > j) != (i * m > j * n)): break
     x, y = rng.choice(GROUPS)
     return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), aim=rng.choice(AIMS), x=x, y=y, n=n, i=i, m=m, j=j)
 
 def _ask_selection(d):
     who, where, aim, x, y, n, i, m, j = d.values()
-    return [f'{i} of {n} people from the {x} group and {j} of {m} from the {y} group got into the {aim} of the {where}. '
-            f'Which group did better, asks {who}?',
-            f'The {aim} at the {where} took {i} of {n} in the {x} group and {j} of {m} in the {y} group. To which one was it kinder? {who} wants to know.',
-            f'{who} reads the lists of the {aim} in the {where}: {x} group, {n} applied, {i} accepted; {y} group, {m} applied, {j} accepted. '
-            f'Which is ahead?',
-            f'For the {aim} of the {where}, {n} applied from the {x} group and {m} from the {y} group; {i} and {j} were accepted. '
-            f'Where would {who} have had the better chance?']
+    return [f'{i} of {n} people from the {x} group and {j} of {m} from the {y} group got into the {aim} of the {where}. Which '
+            f'group did better, asks {who}?',
+            f'The {aim} at the {where} took {i} of {n} in the {x} group and {j} of {m} in the {y} group. To which one was it '
+            f'kinder? {who} wants to know.',
+            f'{who} reads the lists of the {aim} in the {where}: {x} group, {n} applied, {i} accepted; {y} group, {m} applied, '
+            f'{j} accepted. Which is ahead?',
+            f'For the {aim} of the {where}, {n} applied from the {x} group and {m} from the {y} group; {i} and {j} were '
+            f'accepted. Where would {who} have had the better chance?']
 
 def _groups(d):
     # the group with the higher rate first: name, applied, accepted
     x, y, n, i, m, j = of(d, 'x y n i m j')
     return sorted([(x, n, i), (y, m, j)], key=lambda g: -g[2] / g[1])
 
-# %% ../../nbs/11ae_data.chances.ipynb #f2b93ca4
+# %% ../../nbs/11ae_data.chances.ipynb #ch-selection-newton
 def _selection_newton(d):
     (best, n, i), (other, m, j) = _groups(d)
     return Look((
-        [f'two flows of people reach one gate, {n} and {m}; {i} and {j} pass.', f'quantities: {n} people flow in and {i} pass from {best}, {m} and {j} from {other}.'],
-        ['by the law of flow, passed = rate * arrived, so the rate is passed / arrived.', f'each rate is passed / arrived, and the gate of the {d["aim"]} acts by its rate.',
+        [f'two flows of people reach one gate, {n} and {m}; {i} and {j} pass.',
+         f'quantities: {n} people flow in and {i} pass from {best}, {m} and {j} from {other}.'],
+        ['by the law of flow, passed = rate * arrived, so the rate is passed / arrived.',
+         f'each rate is passed / arrived, and the gate of the {d["aim"]} acts by its rate.',
          'cause and effect: the gate acts by its rate, passed / arrived.'],
         f'{best} {i} / {n} {eq(i / n)}, {other} {j} / {m} {eq(j / m)} places per person.',
         [f'the gate offers less resistance there: the {best} group is ahead, with {num(i / n)} per person.',
-         f'at {num(i / n)} places per person the {best} group is ahead; the larger flow, {max(n, m)}, need not have the larger rate.']),
+         f'at {num(i / n)} places per person the {best} group is ahead; the larger flow, {max(n, m)}, need not have the larger '
+         'rate.']),
         f'the {best} group', val(i / n), 'places per person', f'the rate of the {best} group')
 
 def _selection_davinci(d):
     (best, n, i), (other, m, j) = _groups(d)
     return Look((
-        [f'look at two slopes, one {n} along and {i} up, the other {m} along and {j} up.', f'the eye sees two ramps: {i} up over {n}, and {j} up over {m}.'],
-        [f'draw both lines from one corner and stretch the {best} one to scale until it is {m} along.', f'sketch the slopes on one base of {m}, both sides to one scale.'],
+        [f'look at two slopes, one {n} along and {i} up, the other {m} along and {j} up.',
+         f'the eye sees two ramps: {i} up over {n}, and {j} up over {m}.'],
+        [f'draw both lines from one corner and stretch the {best} one to scale until it is {m} along.',
+         f'sketch the slopes on one base of {m}, both sides to one scale.'],
         f'as {i} is to {n}, so is {m} * {i} / {n} {eq(m * i / n)} to {m}; the {other} line reaches {j}.',
         [f'the steeper line is drawn higher, {num(m * i / n)} to {j}: the {best} group is ahead.',
          f'by the proportion of its sides the {best} group is ahead, {num(m * i / n)} to {j}, whichever shape is larger.']),
         f'the {best} group', val(m * i / n), 'places', f'what the {other} group would have on the steeper line')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-selection-human
 def _selection_human_intuition(d):
     (best, n, i), (other, m, j) = _groups(d)
-    t, u = math.floor(10 * i / n + .5), math.floor(10 * j / m + .5)
+    t, u = tenths(i, n), tenths(j, m)
     off, gut = abs(10 * t - val(100 * i / n)), best if i > j else other
     return Look((
-        [f'the gut says {gut}, where {max(i, j)} were taken.', f'a quick feeling for {gut}, since {max(i, j)} is more than {min(i, j)}.'],
-        [f'call it roughly {t} in ten for {best} and about {u} in ten for {other}.', f'in easy numbers, about {t} of ten for {best}, roughly {u} of ten for {other}.',
+        [f'the gut says {gut}, where {max(i, j)} were taken.',
+         f'a quick feeling for {gut}, since {max(i, j)} is more than {min(i, j)}.'],
+        [f'call it roughly {t} in ten for {best} and about {u} in ten for {other}.',
+         f'in easy numbers, about {t} of ten for {best}, roughly {u} of ten for {other}.',
          f'{best}: about {t} out of ten; {other}: roughly {u} out of ten.'],
         f'exactly 100 * {i} / {n} {eq(100 * i / n, "%")} and 100 * {j} / {m} {eq(100 * j / m, "%")}.',
-        [f'{10 * t} % is off by {num(off)} points, close enough: the {best} group is ahead, and the gut was {"right" if gut == best else "wrong"}.',
-         f'the {best} group is ahead; the rough {10 * t} % is off by {num(off)} points, the gut {"was right" if gut == best else "had counted heads"}.']),
+        [f'{10 * t} % is off by {num(off)} points, close enough: the {best} group is ahead, and the gut was '
+         f'{"right" if gut == best else "wrong"}.',
+         f'the {best} group is ahead; the rough {10 * t} % is off by {num(off)} points, the gut '
+         f'{"was right" if gut == best else "had counted heads"}.']),
         f'the {best} group', 10 * t, '%', f'the rough rate of the {best} group')
 
-# %% ../../nbs/11ae_data.chances.ipynb #18759c40
 def _selection_quantum(d):
     (best, n, i), (other, m, j) = _groups(d)
     return Look((
-        [f'each of {n} in {best} is a state with amplitude sqrt({i}/{n}) of |1>, accepted, and the rest |0>; in {other} it is sqrt({j}/{m}).',
-         f'one qubit each: |1>, accepted, has amplitude sqrt({i}/{n}) in the {best} group, sqrt({j}/{m}) in the {other} group, and the rest on |0>.'],
-        [f'the probability to measure |1> in {best} or {other} is its amplitude squared.', f'amplitude squared is the probability of the {d["aim"]} when measured.'],
+        [f'each of {n} in {best} is a state with amplitude sqrt({i}/{n}) of |1>, accepted, and the rest |0>; in {other} it is '
+         f'sqrt({j}/{m}).',
+         f'one qubit each: |1>, accepted, has amplitude sqrt({i}/{n}) in the {best} group, sqrt({j}/{m}) in the {other} group, '
+         'and the rest on |0>.'],
+        [f'the probability to measure |1> in {best} or {other} is its amplitude squared.',
+         f'amplitude squared is the probability of the {d["aim"]} when measured.'],
         f'sqrt({i}/{n})^2 {eq(i / n)} and sqrt({j}/{m})^2 {eq(j / m)}.',
         [f'expect |1> with probability {num(i / n)}, more often than in the {other} state: the {best} group is ahead.',
          f'one measurement tells little, but with probability {num(i / n)} for |1> the {best} group is ahead.']),
         f'the {best} group', val(i / n), 'probability of |1>', f'in the {best} group')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-selection-philosophical
 def _selection_philosophical(d):
     (best, n, i), (other, m, j) = _groups(d)
     more, holds = best if i > j else other, i > j
     return Look((
-        [f'if more from {more} join the {d["aim"]}, {more} did better; and more do, {max(i, j)} to {min(i, j)}. From these premises the conclusion: '
-         f'{more} did better.',
-         f'from the premises "if more places, then better" and "{more} has {max(i, j)}, not {min(i, j)}" comes the conclusion that {more} did better.'],
+        [f'if more from {more} join the {d["aim"]}, {more} did better; and more do, {max(i, j)} to {min(i, j)}. From these '
+         f'premises the conclusion: {more} did better.',
+         f'from the premises "if more places, then better" and "{more} has {max(i, j)}, not {min(i, j)}" comes the conclusion '
+         f'that {more} did better.'],
         [f'the form is modus ponens, and valid; is the premise about the {d["aim"]} true?',
          f'modus ponens: valid. To be sound, {more} needs a true first premise.'],
-        f'over groups of one size, {i} * {m} = {i * m} and {j} * {n} = {j * n}: ' + ('the conclusion happens to be true.' if holds else 'a counterexample to the first premise.'),
+        f'over groups of one size, {i} * {m} = {i * m} and {j} * {n} = {j * n}: ' +
+        ('the conclusion happens to be true.' if holds else 'a counterexample to the first premise.'),
         [f'what follows from the shares in the {d["aim"]}: the {best} group is ahead.',
          f'{"true, though that premise proves nothing" if holds else "valid but not sound"}; the {best} group is ahead.']),
         f'the {best} group')
@@ -506,10 +586,11 @@ def _selection_neural_network(d):
          f'one neuron, weights 100/{n} = {u} and -100/{m} = -{w}, bias 0, a step to 1 for {x}.'],
         [f'weighted sum {u} * {i} - {w} * {j} {eq(z)}.', f'weights times inputs, summed: {u} * {i} - {w} * {j} {eq(z)}.'],
         [f'step({num(z)}) gives output {int(z > 0)}: the {best} group is ahead.',
-         f'the sum is {"positive" if z > 0 else "negative"}, so the neuron gives output {int(z > 0)}: the {best} group is ahead.']),
+         f'the sum is {"positive" if z > 0 else "negative"}, so the neuron gives output {int(z > 0)}: the {best} group is '
+         'ahead.']),
         f'the {best} group', abs(val(z)), 'points', 'the size of the weighted sum')
 
-# %% ../../nbs/11ae_data.chances.ipynb #15b7d695
+# %% ../../nbs/11ae_data.chances.ipynb #ch-selection-bias
 def _selection_bias_mitigation(d):
     (best, n, i), (other, m, j) = _groups(d)
     r, q = 100 * i / n, 100 * j / m
@@ -517,10 +598,13 @@ def _selection_bias_mitigation(d):
     return Look((
         [f'the temptation is to compare counts, {max(i, j)} against {min(i, j)}, and to neglect the size of {best} and {other}.',
          f'neglect of group size: {max(i, j)} places simply look better than {min(i, j)}.'],
-        [f'one yardstick for {best} and {other}: places per hundred who applied.', f'the same measure for {best} and {other}: a rate per hundred, not a count.'],
+        [f'one yardstick for {best} and {other}: places per hundred who applied.',
+         f'the same measure for {best} and {other}: a rate per hundred, not a count.'],
         f'rates 100 * {i} / {n} {eq(r)} and 100 * {j} / {m} {eq(q)} per hundred; ratio 100 * {num(q)} / {num(r)} {eq(part)}.',
-        [f'corrected for size, the {best} group is ahead; {num(part)} per hundred of its rate is {"below" if part < 80 else "above"} 80, the common line for a fair {d["aim"]}.',
-         f'the {best} group is ahead; with {num(part)}, {"under" if part < 80 else "over"} four fifths (80), the gap {"asks for a reason" if part < 80 else "may still be fair"}.']),
+        [f'corrected for size, the {best} group is ahead; {num(part)} per hundred of its rate is '
+         f'{"below" if part < 80 else "above"} 80, the common line for a fair {d["aim"]}.',
+         f'the {best} group is ahead; with {num(part)}, {"under" if part < 80 else "over"} four fifths (80), the gap '
+         f'{"asks for a reason" if part < 80 else "may still be fair"}.']),
         f'the {best} group', val(part), 'per hundred', f'the rate of the {other} group for every hundred of the other')
 
 def _selection_psychological(d):
@@ -528,14 +612,19 @@ def _selection_psychological(d):
     f, g = i - 2 * (n - i), j - 2 * (m - j)
     felt = best if f > g else other
     return Look((
-        [f'a refusal at the {d["where"]} stays in the mind; people feel it double.', f'people notice who was refused by the {d["aim"]}, and feel such a loss double.',
+        [f'a refusal at the {d["where"]} stays in the mind; people feel it double.',
+         f'people notice who was refused by the {d["aim"]}, and feel such a loss double.',
          f'the mind of {d["who"]} holds on to the refused; one of them is felt like two accepted.'],
-        [f'regret grows with the number that the {d["aim"]} turned away, not with the share.', f'faces hold attention: each refusal at the {d["where"]} is felt as two.'],
+        [f'regret grows with the number that the {d["aim"]} turned away, not with the share.',
+         f'faces hold attention: each refusal at the {d["where"]} is felt as two.'],
         f'felt {best} {i} - 2 * {n - i} = {f}, felt {other} {j} - 2 * {m - j} = {g}, a gap of {abs(f - g)}.',
-        [f'by feeling the {felt} group is ahead, by rate the {best} group; {"both agree" if felt == best else "look at the rate before acting"}.',
-         f'by feeling the {felt} group is ahead, by rate the {best} group, and {"feeling needs no correction here" if felt == best else "the larger crowd of refused misleads"}.']),
+        [f'by feeling the {felt} group is ahead, by rate the {best} group; '
+         f'{"both agree" if felt == best else "look at the rate before acting"}.',
+         f'by feeling the {felt} group is ahead, by rate the {best} group, and '
+         f'{"feeling needs no correction here" if felt == best else "the larger crowd of refused misleads"}.']),
         f'the {felt} group', abs(f - g), 'felt places', 'the felt gap between the groups')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-selection-mathematical
 def _selection_mathematical(d):
     (best, n, i), (other, m, j) = _groups(d)
     x = m * i / n
@@ -544,10 +633,11 @@ def _selection_mathematical(d):
         f'x / {m} = {i} / {n}.',
         [f'solve for x: x = {i} * {m} / {n} {eq(x)}.', f'multiply by {m}: x = {i} * {m} / {n} {eq(x)}.'],
         [f'{j} < {num(x)}, and {j} * {n} = {j * n} < {i} * {m} = {i * m} holds, therefore the {best} group is ahead.',
-         f'substitute {j} for x: {j} * {n} = {j * n} < {i} * {m} = {i * m}; the threshold is {num(x)}, therefore the {best} group is ahead.']),
+         f'substitute {j} for x: {j} * {n} = {j * n} < {i} * {m} = {i * m}; the threshold is {num(x)}, therefore the {best} '
+         'group is ahead.']),
         f'the {best} group', val(x), 'places', f'the threshold for the {other} group')
 
-# %% ../../nbs/11ae_data.chances.ipynb #04f40346
+# %% ../../nbs/11ae_data.chances.ipynb #ch-selection-expect
 def _expect_selection(key, d):
     sides = [(d['x'], d['n'], d['i']), (d['y'], d['m'], d['j'])]
     if Fraction(d['i'], d['n']) < Fraction(d['j'], d['m']): sides.reverse()
@@ -560,16 +650,22 @@ def _expect_selection(key, d):
     return {
         'newton': lambda: [ahead, f'{i} / {n} {eq(r)}', f'{j} / {m} {eq(q)}', num(r)],
         'davinci': lambda: [ahead, f'{m} * {i} / {n} {eq(level)}', f'line reaches {j}', f'{num(level)} to {j}'],
-        'human_intuition': lambda: [ahead, f'100 * {i} / {n} {eq(100 * r, "%")}', f'100 * {j} / {m} {eq(100 * q, "%")}', f'{10 * t} %', str(t), str(u),
+        'human_intuition': lambda: [ahead, f'100 * {i} / {n} {eq(100 * r, "%")}', f'100 * {j} / {m} {eq(100 * q, "%")}',
+                                    f'{10 * t} %', str(t), str(u),
                                     f'off by {num(abs(10 * t - val(100 * r)))} points'],
         'quantum': lambda: [ahead, f'sqrt({i}/{n})^2 {eq(r)}', f'sqrt({j}/{m})^2 {eq(q)}', f'probability {num(r)}', '|1>', '|0>'],
-        'philosophical': lambda: [ahead, 'modus ponens', f'{i} * {m} = {int(r * n * m)}', f'{j} * {n} = {int(q * n * m)}', 'happens to be true' if i > j else 'counterexample'],
-        'neural_network': lambda: [ahead, x, f'-{y}', f'{num(Fraction(100, d["n"]))} * {d["i"]} - {num(Fraction(100, d["m"]))} * {d["j"]} {eq(z)}',
+        'philosophical': lambda: [ahead, 'modus ponens', f'{i} * {m} = {int(r * n * m)}', f'{j} * {n} = {int(q * n * m)}',
+                                  'happens to be true' if i > j else 'counterexample'],
+        'neural_network': lambda: [ahead, x, f'-{y}',
+                                   f'{num(Fraction(100, d["n"]))} * {d["i"]} - {num(Fraction(100, d["m"]))} * {d["j"]} {eq(z)}',
                                    'bias 0', f'output {int(z > 0)}', '1'],
-        'bias_mitigation': lambda: [ahead, f'100 * {i} / {n} {eq(100 * r)}', f'100 * {j} / {m} {eq(100 * q)}', f'100 * {num(100 * q)} / {num(100 * r)} {eq(part)}', '80'],
-        'psychological': lambda: [f'by feeling the {best if f > g else other} group is ahead', f'by rate the {best} group', f'{i} - 2 * {n - i} = {f}',
+        'bias_mitigation': lambda: [ahead, f'100 * {i} / {n} {eq(100 * r)}', f'100 * {j} / {m} {eq(100 * q)}',
+                                    f'100 * {num(100 * q)} / {num(100 * r)} {eq(part)}', '80'],
+        'psychological': lambda: [f'by feeling the {best if f > g else other} group is ahead', f'by rate the {best} group',
+                                  f'{i} - 2 * {n - i} = {f}',
                                   f'{j} - 2 * {m - j} = {g}', f'gap of {max(f, g) - min(f, g)}'],
-        'mathematical': lambda: [ahead, f'x / {m} = {i} / {n}', f'{i} * {m} / {n} {eq(level)}', f'{j} * {n} = {int(q * n * m)} < {i} * {m} = {int(r * n * m)}'],
+        'mathematical': lambda: [ahead, f'x / {m} = {i} / {n}', f'{i} * {m} / {n} {eq(level)}',
+                                 f'{j} * {n} = {int(q * n * m)} < {i} * {m} = {int(r * n * m)}'],
     }[key]()
 
 situation('selection', _draw_selection, _ask_selection, _expect_selection, dict(
@@ -577,29 +673,31 @@ situation('selection', _draw_selection, _ask_selection, _expect_selection, dict(
     philosophical=_selection_philosophical, neural_network=_selection_neural_network, bias_mitigation=_selection_bias_mitigation,
     psychological=_selection_psychological, mathematical=_selection_mathematical))
 
-# %% ../../nbs/11ae_data.chances.ipynb #7f1e07a5
+# %% ../../nbs/11ae_data.chances.ipynb #ch-jar-draw
 CASES = 'box', 'case', 'chest', 'cradle', 'crate', 'drawer', 'locker', 'tank', 'tray', 'trough', 'trunk', 'tub'
 GRAINS = 'acorn', 'bead', 'bean', 'button', 'cork', 'hazelnut', 'marble', 'nut', 'pebble', 'plum', 'shell', 'walnut'
 
 def _draw_jar(rng):
     while True:
-        l, b, h, v, f = 10 * rng.randint(2, 5), 10 * rng.randint(1, 4), rng.randint(5, 18), rng.choice((2, 3, 4, 5, 6, 8)), rng.choice((50, 60, 70, 80))
+        l, b, h, v, f = 10 * rng.randint(2, 5), 10 * rng.randint(1, 4), rng.randint(5,
+            18), rng.choice((2, 3, 4, 5, 6, 8)), rng.choice((50, 60, 70, 80))
         n = l * b * h * f / 100 / v
         claim = int(float(f'{n * rng.choice((.5, .6, .7, .8, .9, 1.1, 1.2, 1.3, 1.5, 1.7)):.2g}'))
         if n % 1 == 0 and val(l * b * f / 100 / v) == l * b * f / 100 / v and abs(claim - n) > .05 * n: break
-    return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), box=rng.choice(CASES), what=rng.choice(GRAINS), l=l, b=b, h=h, v=v, f=f,
+    return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), box=rng.choice(CASES), what=rng.choice(GRAINS), l=l, b=b, h=h,
+                v=v, f=f,
                 claim=claim)
 
 def _ask_jar(d):
     who, where, box, what, l, b, h, v, f, claim = d.values()
-    return [f'A {box} in the {where} measures {l} by {b} by {h} cm inside, and {what}s of {v} cm^3 each fill {f} % of the {box}. '
-            f'Are there more than {claim}, as {who} says?',
-            f'{who} bets that the {box} at the {where} holds more than {claim} {what}s. It is {l} cm long, {b} cm wide and {h} cm high; '
-            f'{a(what)} takes {v} cm^3, and {f} % of the {box} is filled. Will {who} win?',
+    return [f'A {box} in the {where} measures {l} by {b} by {h} cm inside, and {what}s of {v} cm^3 each fill {f} % of the '
+            f'{box}. Are there more than {claim}, as {who} says?',
+            f'{who} bets that the {box} at the {where} holds more than {claim} {what}s. It is {l} cm long, {b} cm wide and {h} '
+            f'cm high; {a(what)} takes {v} cm^3, and {f} % of the {box} is filled. Will {who} win?',
             f'How many {what}s lie in the {box} of the {where}? {l} by {b} by {h} cm inside, {v} cm^3 for each, {f} % filled. '
             f'{who} guesses more than {claim}; is that right?',
-            f'{a(what).capitalize()} takes {v} cm^3. The {box} of {who} in the {where} is {l} by {b} by {h} cm, and {what}s fill {f} % of it. '
-            f'More than {claim}?']
+            f'{a(what).capitalize()} takes {v} cm^3. The {box} of {who} in the {where} is {l} by {b} by {h} cm, and {what}s '
+            f'fill {f} % of it. More than {claim}?']
 
 def _room(d):
     # space, filled space, number of things, verdict, the words of the verdict
@@ -607,14 +705,16 @@ def _room(d):
     space = l * b * h
     filled = space * f // 100
     over = filled > v * claim
-    return space, filled, filled / v, f'{"more" if over else "fewer"} than {claim}', f'{"yes, more" if over else "no, fewer"} than {claim}'
+    verdict = f'{"more" if over else "fewer"} than {claim}'
+    return space, filled, filled / v, verdict, f'{"yes" if over else "no"}, {verdict}'
 
-# %% ../../nbs/11ae_data.chances.ipynb #583ff640
+# %% ../../nbs/11ae_data.chances.ipynb #ch-jar-newton
 def _jar_newton(d):
     box, what, l, b, h, v, f, claim = of(d, 'box what l b h v f claim')
     space, filled, n, verdict, words = _room(d)
     return Look((
-        [f'l = {l} cm, b = {b} cm, h = {h} cm; each {what} takes up {v} cm^3.', f'quantities: a {box} of {l} by {b} by {h} cm, {v} cm^3 per {what}.'],
+        [f'l = {l} cm, b = {b} cm, h = {h} cm; each {what} takes up {v} cm^3.',
+         f'quantities: a {box} of {l} by {b} by {h} cm, {v} cm^3 per {what}.'],
         [f'volume is conserved, a law for every {what}: filled volume = number * {v} cm^3.',
          f'law of balance: volume of all {what}s = number * volume of one.'],
         f'V = {l} * {b} * {h} = {space} cm^3; filled {space} * {f} / 100 = {filled} cm^3; {filled} / {v} {eq(n, what + "s")}.',
@@ -627,13 +727,17 @@ def _jar_davinci(d):
     one = l * b * f / 100 / v
     all_ = h * val(one)
     return Look((
-        [f'look at one layer of the {box}, as thin as 1 cm.', f'the eye takes one slice of {what}s, 1 cm high, out of the {box}.'],
+        [f'look at one layer of the {box}, as thin as 1 cm.',
+         f'the eye takes one slice of {what}s, 1 cm high, out of the {box}.'],
         [f'draw the floor of the {box} with sides {l} and {b}, and {h} lines above it for the slices.',
          f'sketch the floor to scale, {l} by {b}, then {h} level lines for the slices.'],
-        f'a slice holds {l} * {b} * {f} / 100 / {v} {eq(one)} {what}s; as 1 is to {h}, so is {num(one)} to {h} * {num(one)} {eq(all_)}.',
-        [f'{words}, with {num(all_)} in the drawing; a finer slice of {box} costs the hand time.', f'by proportion {num(all_)}: {words}. A rounder shape of {box} would need more lines.']),
+        f'a slice holds {l} * {b} * {f} / 100 / {v} {eq(one)} {what}s; as 1 is to {h}, so is {num(one)} to {h} * {num(one)} '
+        f'{eq(all_)}.',
+        [f'{words}, with {num(all_)} in the drawing; a finer slice of {box} costs the hand time.',
+         f'by proportion {num(all_)}: {words}. A rounder shape of {box} would need more lines.']),
         verdict, val(all_), f'{what}s', f'the number by slices')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-jar-human
 def _jar_human_intuition(d):
     box, what, l, b, h, v, f, claim = of(d, 'box what l b h v f claim')
     space, filled, n, verdict, words = _room(d)
@@ -641,39 +745,47 @@ def _jar_human_intuition(d):
     flat = l * b * high
     guess = flat * part / v
     return Look((
-        [f'the gut hears {claim} and would call it about right.', f'gut feeling: {claim} sounds like a lot of {what}s.', f'at a glance {claim} {what}s could be about right.'],
-        [f'call it {high} cm high and roughly {"half" if part == .5 else "three quarters"} full: {l} * {b} * {high} = {flat}, {flat} * {part} / {v} {eq(guess)}.',
-         f'in easy numbers, about {high} cm and {"half" if part == .5 else "three quarters"} full, {l} * {b} * {high} = {flat}, so roughly {flat} * {part} / {v} {eq(guess)}.'],
+        [f'the gut hears {claim} and would call it about right.', f'gut feeling: {claim} sounds like a lot of {what}s.',
+         f'at a glance {claim} {what}s could be about right.'],
+        [f'call it {high} cm high and roughly {"half" if part == .5 else "three quarters"} full: {l} * {b} * {high} = {flat}, '
+         f'{flat} * {part} / {v} {eq(guess)}.',
+         f'in easy numbers, about {high} cm and {"half" if part == .5 else "three quarters"} full, {l} * {b} * {high} = {flat}, '
+         f'so roughly {flat} * {part} / {v} {eq(guess)}.'],
         f'exactly {l} * {b} * {h} * {f} / 100 / {v} {eq(n)}.',
-        [f'the guess of {num(guess)} is off by {num(abs(val(guess) - val(n)))}; {words}.', f'{words}; the easy number {num(guess)} is off by {num(abs(val(guess) - val(n)))}.']),
+        [f'the guess of {num(guess)} is off by {num(abs(val(guess) - val(n)))}; {words}.',
+         f'{words}; the easy number {num(guess)} is off by {num(abs(val(guess) - val(n)))}.']),
         verdict, val(guess), f'{what}s', 'the number by easy numbers')
 
-# %% ../../nbs/11ae_data.chances.ipynb #e46f7242
 def _jar_quantum(d):
     box, what, l, b, h, v, f, claim = of(d, 'box what l b h v f claim')
     space, filled, n, verdict, words = _room(d)
     cells = val(space / v)
-    mean_, bits = cells * f / 100, math.floor(math.log2(val(n))) + 1
+    expected, bits = cells * f / 100, math.floor(math.log2(val(n))) + 1
     return Look((
         [f'each cell of {v} cm^3 in the {box} is |1> for {a(what)} or |0> for air, with amplitude sqrt({f}/100) of |1>.',
          f'cut the {box} into cells of {v} cm^3, each a superposition of |1>, {a(what)}, amplitude sqrt({f}/100), and |0>, air.'],
-        [f'a cell shows {a(what)} with the amplitude squared; over the {box} expectations add.', f'amplitude squared is the probability of {a(what)}, and the expectation adds over cells.'],
-        f'{l} * {b} * {h} / {v} {eq(space / v)} cells; {num(cells)} * {f} / 100 {eq(mean_)} expected.',
-        [f'the expectation is {num(mean_)}, {words}; {bits} qubits, with 2^{bits} basis states, can hold the count.',
-         f'expect {num(mean_)} cells in |1>: {words}. A register of {bits} qubits, 2^{bits} states, is enough to count.']),
-        verdict, val(mean_), f'{what}s', 'the expected number of full cells')
+        [f'a cell shows {a(what)} with the amplitude squared; over the {box} expectations add.',
+         f'amplitude squared is the probability of {a(what)}, and the expectation adds over cells.'],
+        f'{l} * {b} * {h} / {v} {eq(space / v)} cells; {num(cells)} * {f} / 100 {eq(expected)} expected.',
+        [f'the expectation is {num(expected)}, {words}; {bits} qubits, with 2^{bits} basis states, can hold the count.',
+         f'expect {num(expected)} cells in |1>: {words}. A register of {bits} qubits, 2^{bits} states, is enough to count.']),
+        verdict, val(expected), f'{what}s', 'the expected number of full cells')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-jar-philosophical
 def _jar_philosophical(d):
     who, box, what, l, b, h, v, f, claim = of(d, 'who box what l b h v f claim')
     space, filled, n, verdict, words = _room(d)
     over = verdict.startswith('more')
     form, rule = ('modus ponens', 'Q, so P') if over else ('modus tollens', 'not Q, so not P')
     return Look((
-        [f'P is the claim of {who}, more than {claim} {what}s; Q says that they fill more than {claim} * {v} = {claim * v} cm^3. The premise: P exactly when Q.',
+        [f'P is the claim of {who}, more than {claim} {what}s; Q says that they fill more than {claim} * {v} = {claim * v} '
+         'cm^3. The premise: P exactly when Q.',
          f'the premise is that {who} is right (P) exactly when more than {claim} * {v} = {claim * v} cm^3 are filled (Q).'],
-        [f'{form} ({rule}), a form that is valid for any {box}.', f'the form is {form}, {rule}; it is valid.', f'valid by {form}: {rule}.'],
+        [f'{form} ({rule}), a form that is valid for any {box}.', f'the form is {form}, {rule}; it is valid.',
+         f'valid by {form}: {rule}.'],
         f'filled are {l} * {b} * {h} * {f} / 100 = {filled} cm^3, so {"Q" if over else "not Q"} is true.',
-        [f'the argument is valid and, if the {box} is measured right, sound: {words}.', f'it follows that the claim {"holds" if over else "fails"}: {words}. To deny it, deny a premise.']),
+        [f'the argument is valid and, if the {box} is measured right, sound: {words}.',
+         f'it follows that the claim {"holds" if over else "fails"}: {words}. To deny it, deny a premise.']),
         verdict, filled, 'cm^3', 'the filled space that Q speaks of')
 
 def _jar_neural_network(d):
@@ -682,21 +794,29 @@ def _jar_neural_network(d):
     w = val(f / 100 / v)
     z = w * space - claim
     return Look((
-        [f'one input, the space x1 = {l} * {b} * {h} = {space} cm^3.', f'the input is the inside of the {box}, x1 = {l} * {b} * {h} = {space}.'],
-        [f'weight {f} / 100 / {v} {eq(f / 100 / v)} for each cm^3; bias -{claim}; ReLU activation.', f'a neuron with weight {f} / 100 / {v} {eq(f / 100 / v)}, bias -{claim}, and ReLU.'],
-        [f'weighted sum {num(w)} * {space} - {claim} {eq(z)}.', f'weight times input plus bias: {num(w)} * {space} - {claim} {eq(z)}.'],
-        [f'ReLU({num(z)}) = {num(max(val(z), 0))}, so the output says {words}.', f'the neuron {"fires" if z > 0 else "stays silent"} with output {num(max(val(z), 0))}: {words}.']),
+        [f'one input, the space x1 = {l} * {b} * {h} = {space} cm^3.',
+         f'the input is the inside of the {box}, x1 = {l} * {b} * {h} = {space}.'],
+        [f'weight {f} / 100 / {v} {eq(f / 100 / v)} for each cm^3; bias -{claim}; ReLU activation.',
+         f'a neuron with weight {f} / 100 / {v} {eq(f / 100 / v)}, bias -{claim}, and ReLU.'],
+        [f'weighted sum {num(w)} * {space} - {claim} {eq(z)}.',
+         f'weight times input plus bias: {num(w)} * {space} - {claim} {eq(z)}.'],
+        [f'ReLU({num(z)}) = {num(max(val(z), 0))}, so the output says {words}.',
+         f'the neuron {"fires" if z > 0 else "stays silent"} with output {num(max(val(z), 0))}: {words}.']),
         verdict, abs(val(z)), f'{what}s', 'the size of the weighted sum')
 
-# %% ../../nbs/11ae_data.chances.ipynb #dc6a23f3
+# %% ../../nbs/11ae_data.chances.ipynb #ch-jar-bias
 def _jar_bias_mitigation(d):
     who, box, what, l, b, h, v, f, claim = of(d, 'who box what l b h v f claim')
     space, filled, n, verdict, words = _room(d)
     return Look((
-        [f'anchoring: once {who} has said {claim}, every estimate starts there.', f'the temptation is to start from {claim} and correct too little, an anchor.'],
-        [f'one yardstick for the claim and the {box}: {what}s per hundred cm^3.', f'the same measure for both sides, {what}s per hundred cm^3.'],
-        f'the {box} has {f} / {v} {eq(f / v)}, the claim 100 * {claim} / ({l} * {b} * {h}) {eq(100 * claim / space)} per hundred cm^3.',
-        [f'a fair comparison of rates, {num(f / v)} to {num(100 * claim / space)}: {words}.', f'corrected for the anchor, {num(f / v)} against {num(100 * claim / space)}, {words}.']),
+        [f'anchoring: once {who} has said {claim}, every estimate starts there.',
+         f'the temptation is to start from {claim} and correct too little, an anchor.'],
+        [f'one yardstick for the claim and the {box}: {what}s per hundred cm^3.',
+         f'the same measure for both sides, {what}s per hundred cm^3.'],
+        f'the {box} has {f} / {v} {eq(f / v)}, the claim 100 * {claim} / ({l} * {b} * {h}) {eq(100 * claim / space)} per '
+        'hundred cm^3.',
+        [f'a fair comparison of rates, {num(f / v)} to {num(100 * claim / space)}: {words}.',
+         f'corrected for the anchor, {num(f / v)} against {num(100 * claim / space)}, {words}.']),
         verdict, val(f / v), f'{what}s per hundred cm^3', f'how densely the {box} is filled')
 
 def _jar_psychological(d):
@@ -704,14 +824,17 @@ def _jar_psychological(d):
     space, filled, n, verdict, words = _room(d)
     felt = (val(n) + claim) / 2
     return Look((
-        [f'people who hear {claim} feel drawn to it, {who} too.', f'the mind holds on to {claim}, a number heard before looking at the {box}.'],
-        [f'a guess drifts about half the way to {claim}; to stop earlier takes effort.', f'attention starts at {claim} and tires about half the way to the count.',
+        [f'people who hear {claim} feel drawn to it, {who} too.',
+         f'the mind holds on to {claim}, a number heard before looking at the {box}.'],
+        [f'a guess drifts about half the way to {claim}; to stop earlier takes effort.',
+         f'attention starts at {claim} and tires about half the way to the count.',
          f'the pull of {claim} is felt over about half the way.'],
         f'real {l} * {b} * {h} * {f} / 100 / {v} {eq(n)}, felt ({num(n)} + {claim}) / 2 {eq(felt)}.',
         [f'it feels like {num(felt)}, and still {words}; write down your own guess before you listen.',
          f'{words}, though it feels like {num(felt)}; a habit of measuring the {box} first weakens the pull.']),
         verdict, val(felt), f'{what}s', 'the felt number')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-jar-mathematical
 def _jar_mathematical(d):
     who, box, what, l, b, h, v, f, claim = of(d, 'who box what l b h v f claim')
     space, filled, n, verdict, words = _room(d)
@@ -720,32 +843,43 @@ def _jar_mathematical(d):
         [f'let the {box} hold x {what}s.', f'let x {what}s lie in the {box}, with more than {claim} claimed.'],
         f'{v} * x = {l} * {b} * {h} * {f} / 100 = {filled}.',
         [f'solve for x: x = {filled} / {v} {eq(n)}.', f'divide by {v}: x = {filled} / {v} {eq(n)}.'],
-        [f'substitute the claim: {filled} {sign} {v} * {claim} = {v * claim}, so x {sign} {claim} with x {eq(n)}; therefore {words}.',
+        [f'substitute the claim: {filled} {sign} {v} * {claim} = {v * claim}, so x {sign} {claim} with x {eq(n)}; therefore '
+         f'{words}.',
          f'the inequality {filled} {sign} {v} * {claim} = {v * claim} holds, therefore {words}; the bound is {num(n)}.']),
         verdict, val(n), f'{what}s', 'the solution x')
 
-# %% ../../nbs/11ae_data.chances.ipynb #16cb9025
+# %% ../../nbs/11ae_data.chances.ipynb #ch-jar-expect
 def _expect_jar(key, d):
     l, b, h, v, f, claim = of(d, 'l b h v f claim')
     n = Fraction(l, 10) * b * h * f / (10 * v)
     filled, space, high = n * v, math.prod((l, b, h)), h + 2 - (h + 2) % 5
     part = Fraction(1, 2) if f in (50, 60) else Fraction(3, 4)
     one, cells, w = n / h, val(Fraction(space, v)), val(n / space)
-    guess, felt, z, mean_ = part * l * b * high / v, Fraction(val(n)) / 2 + Fraction(claim, 2), w * space - claim, cells / 100 * f
+    guess, felt, z, expected = part * l * b * high / v, Fraction(val(n)) / 2 + Fraction(claim, 2), w * space - claim, cells / 100 * f
     say, sign = (f'yes, more than {claim}', '>') if n > claim else (f'no, fewer than {claim}', '<')
     bits = len(f'{int(val(n)):b}')
     return {
-        'newton': lambda: [say, f'{l} * {b} * {h} = {space} cm^3', f'{space} * {f} / 100 = {filled} cm^3', f'{filled} / {v} {eq(n)}'],
-        'davinci': lambda: [say, '1 cm', f'{l} * {b} * {f} / 100 / {v} {eq(one)}', f'{h} * {num(one)} {eq(h * val(one))}', f'as 1 is to {h}'],
-        'human_intuition': lambda: [say, f'{l} * {b} * {high} = {l * b * high}', f'{l * b * high} * {num(part)} / {v} {eq(guess)}', f'{l} * {b} * {h} * {f} / 100 / {v} {eq(n)}',
+        'newton': lambda: [say, f'{l} * {b} * {h} = {space} cm^3', f'{space} * {f} / 100 = {filled} cm^3',
+                           f'{filled} / {v} {eq(n)}'],
+        'davinci': lambda: [say, '1 cm', f'{l} * {b} * {f} / 100 / {v} {eq(one)}', f'{h} * {num(one)} {eq(h * val(one))}',
+                            f'as 1 is to {h}'],
+        'human_intuition': lambda: [say, f'{l} * {b} * {high} = {l * b * high}',
+                                    f'{l * b * high} * {num(part)} / {v} {eq(guess)}',
+                                    f'{l} * {b} * {h} * {f} / 100 / {v} {eq(n)}',
                                     f'off by {num(abs(val(guess) - val(n)))}'],
-        'quantum': lambda: [say, f'sqrt({f}/100)', f'{l} * {b} * {h} / {v} {eq(Fraction(space, v))}', f'{num(cells)} * {f} / 100 {eq(mean_)}', f'{bits} qubits', f'2^{bits}', '|0>', '|1>'],
-        'philosophical': lambda: [say, f'{claim} * {v} = {claim * v}', f'{l} * {b} * {h} * {f} / 100 = {filled}', 'modus ponens' if n > claim else 'modus tollens'],
-        'neural_network': lambda: [say, f'{l} * {b} * {h} = {space}', f'{f} / 100 / {v} {eq(n / space)}', f'bias -{claim}', f'{num(w)} * {space} - {claim} {eq(z)}',
+        'quantum': lambda: [say, f'sqrt({f}/100)', f'{l} * {b} * {h} / {v} {eq(Fraction(space, v))}',
+                            f'{num(cells)} * {f} / 100 {eq(expected)}', f'{bits} qubits', f'2^{bits}', '|0>', '|1>'],
+        'philosophical': lambda: [say, f'{claim} * {v} = {claim * v}', f'{l} * {b} * {h} * {f} / 100 = {filled}',
+                                  'modus ponens' if n > claim else 'modus tollens'],
+        'neural_network': lambda: [say, f'{l} * {b} * {h} = {space}', f'{f} / 100 / {v} {eq(n / space)}', f'bias -{claim}',
+                                   f'{num(w)} * {space} - {claim} {eq(z)}',
                                    num(max(val(z), 0))],
-        'bias_mitigation': lambda: [say, f'{f} / {v} {eq(n * 100 / space)}', f'100 * {claim} / ({l} * {b} * {h}) {eq(Fraction(claim, space) * 100)}'],
-        'psychological': lambda: [say, f'{l} * {b} * {h} * {f} / 100 / {v} {eq(n)}', f'({num(n)} + {claim}) / 2 {eq(float(felt))}', f'feels like {num(float(felt))}'],
-        'mathematical': lambda: [say, f'{v} * x = {l} * {b} * {h} * {f} / 100 = {filled}', f'{filled} / {v} {eq(n)}', f'{filled} {sign} {v} * {claim} = {v * claim}'],
+        'bias_mitigation': lambda: [say, f'{f} / {v} {eq(n * 100 / space)}',
+                                    f'100 * {claim} / ({l} * {b} * {h}) {eq(Fraction(claim, space) * 100)}'],
+        'psychological': lambda: [say, f'{l} * {b} * {h} * {f} / 100 / {v} {eq(n)}',
+                                  f'({num(n)} + {claim}) / 2 {eq(float(felt))}', f'feels like {num(float(felt))}'],
+        'mathematical': lambda: [say, f'{v} * x = {l} * {b} * {h} * {f} / 100 = {filled}', f'{filled} / {v} {eq(n)}',
+                                 f'{filled} {sign} {v} * {claim} = {v * claim}'],
     }[key]()
 
 situation('jar', _draw_jar, _ask_jar, _expect_jar, dict(
@@ -753,25 +887,26 @@ situation('jar', _draw_jar, _ask_jar, _expect_jar, dict(
     philosophical=_jar_philosophical, neural_network=_jar_neural_network, bias_mitigation=_jar_bias_mitigation,
     psychological=_jar_psychological, mathematical=_jar_mathematical))
 
-# %% ../../nbs/11ae_data.chances.ipynb #005f3cf8
+# %% ../../nbs/11ae_data.chances.ipynb #ch-sample-draw
 def _draw_sample(rng):
     while True:
         n, m = rng.choice((10, 20, 25, 40, 50)), rng.randint(4, 30)
         k = rng.randint(1, n // 4)
         limit = round(m * k * rng.choice((.5, .6, .75, .85, 1.15, 1.3, 1.5, 2.2, 2.6)))
         one = math.floor(n / k + .5)
-        if limit > 1 and limit not in (m * k, 2 * m * k) and (k + 2) * n * m != limit * (n + 4) and limit * one != n * m: break
+        fixed = (k + 2) / (n + 4) * n * m
+        if limit > 1 and limit not in (m * k, 2 * m * k, n * m / one) and abs(fixed / limit - 1) > .01: break
     what, bad, _ = rng.choice(SORTS)
     return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), what=what, bad=bad, lot=n * m, n=n, k=k, limit=limit)
 
 def _ask_sample(d):
     who, where, what, bad, lot, n, k, limit = d.values()
-    return [f'{who} inspects {n} of {lot} {what}s for the {where} and finds {k} {bad}. The {what}s are good enough if no more than {limit} are {bad}. '
-            f'Take it or send it back?',
-            f'A lot of {lot} {what}s comes to the {where}. Of {n} that {who} inspects at random, {k} {"is" if k == 1 else "are"} {bad}; '
-            f'up to {limit} {bad} {what}s are allowed. What should {who} do?',
-            f'{k} of {n} {what}s in a random sample {"is" if k == 1 else "are"} {bad}. The {where} accepts at most {limit} {bad} ones in a lot of {lot}. '
-            f'Should {who} take the lot?',
+    return [f'{who} inspects {n} of {lot} {what}s for the {where} and finds {k} {bad}. The {what}s are good enough if no more '
+            f'than {limit} are {bad}. Take it or send it back?',
+            f'A lot of {lot} {what}s comes to the {where}. Of {n} that {who} inspects at random, {k} '
+            f'{"is" if k == 1 else "are"} {bad}; up to {limit} {bad} {what}s are allowed. What should {who} do?',
+            f'{k} of {n} {what}s in a random sample {"is" if k == 1 else "are"} {bad}. The {where} accepts at most {limit} '
+            f'{bad} ones in a lot of {lot}. Should {who} take the lot?',
             f'The {where} gets {lot} {what}s and accepts up to {limit} {bad} ones. In a sample of {n}, {who} meets {k} {bad} '
             f'{what if k == 1 else what + "s"}. Accept?']
 
@@ -781,29 +916,36 @@ def _lot(d, rate=None):
     x = lot * k / n if rate is None else lot * rate
     return x, 'take the lot' if x < limit else 'send it back'
 
-# %% ../../nbs/11ae_data.chances.ipynb #1bec9d90
+# %% ../../nbs/11ae_data.chances.ipynb #ch-sample-newton
 def _sample_newton(d):
     what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
     x, verdict = _lot(d)
     return Look((
-        [f'quantities: {k} {bad} per {n} {what}s seen, {lot} {what}s in all.', f'the sample has {n} {what}s with {k} {bad}, the lot {lot}.'],
-        ['one law for part and whole: number = rate * quantity, with the same rate.', f'the rate of {bad} ones acts on sample and lot alike: number = rate * quantity.',
+        [f'quantities: {k} {bad} per {n} {what}s seen, {lot} {what}s in all.',
+         f'the sample has {n} {what}s with {k} {bad}, the lot {lot}.'],
+        ['one law for part and whole: number = rate * quantity, with the same rate.',
+         f'the rate of {bad} ones acts on sample and lot alike: number = rate * quantity.',
          f'cause and effect: number of {bad} ones = rate * quantity.'],
         f'rate {k} / {n} {eq(k / n)} per {what}; {num(k / n)} * {lot} {eq(x)} {bad} {what}s.',
-        [f'{num(x)} act against a limit of {limit}, and the balance tips: {verdict}.', f'the rate gives {num(x)}, {"below" if x < limit else "above"} the limit of {limit}: {verdict}.']),
+        [f'{num(x)} act against a limit of {limit}, and the balance tips: {verdict}.',
+         f'the rate gives {num(x)}, {"below" if x < limit else "above"} the limit of {limit}: {verdict}.']),
         verdict, val(x), f'{bad} {what}s', 'the number in the lot at the rate of the sample')
 
 def _sample_davinci(d):
     what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
     x, verdict = _lot(d)
     return Look((
-        [f'look at {n} {what}s as a small picture of the lot, {k} of them {bad}.', f'the eye sees {k} {bad} {what if k == 1 else what + "s"} among {n}.'],
-        [f'draw two strips of one shape, {n} and {lot} long, and shade the {bad} part of both.', f'sketch lot and sample to scale, one side {lot}, the other {n}, shaded alike.'],
+        [f'look at {n} {what}s as a small picture of the lot, {k} of them {bad}.',
+         f'the eye sees {k} {bad} {what if k == 1 else what + "s"} among {n}.'],
+        [f'draw two strips of one shape, {n} and {lot} long, and shade the {bad} part of both.',
+         f'sketch lot and sample to scale, one side {lot}, the other {n}, shaded alike.'],
         f'as {n} is to {lot}, so is {k} to {k} * {lot} / {n} = {num(x)}; the line of the limit stands at {limit}.',
-        [f'the shade ends {"before" if x < limit else "beyond"} the line, {num(x)} to {limit}: {verdict}. A sample beyond {n} draws a finer edge.',
+        [f'the shade ends {"before" if x < limit else "beyond"} the line, {num(x)} to {limit}: {verdict}. A sample beyond {n} '
+         'draws a finer edge.',
          f'{verdict}, by the proportion {num(x)} to {limit}; more {what}s make a sharper drawing.']),
         verdict, val(x), f'{bad} {what}s', 'the shaded part of the lot')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-sample-human
 def _sample_human_intuition(d):
     what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
     x, verdict = _lot(d)
@@ -811,13 +953,15 @@ def _sample_human_intuition(d):
     guess, gut = lot / one, 'take the lot' if lot / one < limit else 'send it back'
     return Look((
         [f'the gut says that roughly one {what} in {one} is {bad}.', f'a first feeling: about one in {one} is {bad}.'],
-        [f'call it one in {one}, so about {lot} / {one} {eq(guess)} in the lot.', f'by rule of thumb one in {one} makes roughly {lot} / {one} {eq(guess)}.'],
+        [f'call it one in {one}, so about {lot} / {one} {eq(guess)} in the lot.',
+         f'by rule of thumb one in {one} makes roughly {lot} / {one} {eq(guess)}.'],
         f'exactly {lot} * {k} / {n} = {num(x)}, with {limit} allowed.',
-        [f'the guess of {num(guess)} is off by {num(abs(val(guess) - x))}, {"close enough" if gut == verdict else "too much here"}: {verdict}.',
-         f'{verdict}; the easy number {num(guess)} is off by {num(abs(val(guess) - x))}{"" if gut == verdict else " and would mislead"}.']),
+        [f'the guess of {num(guess)} is off by {num(abs(val(guess) - x))}, '
+         f'{"close enough" if gut == verdict else "too much here"}: {verdict}.',
+         f'{verdict}; the easy number {num(guess)} is off by '
+         f'{num(abs(val(guess) - x))}{"" if gut == verdict else " and would mislead"}.']),
         verdict, val(guess), f'{bad} {what}s', 'the number in the lot by the easy number')
 
-# %% ../../nbs/11ae_data.chances.ipynb #fa988859
 def _sample_quantum(d):
     what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
     x, verdict = _lot(d)
@@ -831,6 +975,7 @@ def _sample_quantum(d):
          f'{num(x)} of {lot} are expected in |1>, {"fewer" if x < limit else "more"} than {limit}: {verdict}.']),
         verdict, val(x), f'{bad} {what}s', 'the expected number in |1>')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-sample-philosophical
 def _sample_philosophical(d):
     what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
     x, verdict = _lot(d)
@@ -838,9 +983,12 @@ def _sample_philosophical(d):
     return Look((
         [f'the premise speaks of {n} {what}s, the conclusion of {lot}: if {k} of {n} are {bad}, then the lot is alike.',
          f'from the premise that {k} of {n} {what}s are {bad} comes a conclusion about all {lot}.'],
-        [f'the form is induction, from {n} {what}s to {lot}: not valid, but it can be strong.', f'an induction on {what}s: the premise supports what it says of {lot}, but is no proof.'],
-        f'for certain at least {k} and at most {lot} - {n} + {k} = {lot - n + k} are {bad}; if the lot is alike, {lot} * {k} / {n} = {num(x)}.',
-        [f'what the premises support, with {num(x)} {"within" if good else "beyond"} the limit of {limit}: {verdict}; a counterexample stays possible.',
+        [f'the form is induction, from {n} {what}s to {lot}: not valid, but it can be strong.',
+         f'an induction on {what}s: the premise supports what it says of {lot}, but is no proof.'],
+        f'for certain at least {k} and at most {lot} - {n} + {k} = {lot - n + k} are {bad}; if the lot is alike, {lot} * {k} / '
+        f'{n} = {num(x)}.',
+        [f'what the premises support, with {num(x)} {"within" if good else "beyond"} the limit of {limit}: {verdict}; a '
+         'counterexample stays possible.',
          f'{verdict} follows, {num(x)} to {limit}, only if the {n} {what}s are a fair sample, a further premise.']),
         verdict, val(x), f'{bad} {what}s', 'the number that the induction gives')
 
@@ -850,12 +998,15 @@ def _sample_neural_network(d):
     z = x - limit
     return Look((
         [f'one input x1 = {k}, the {bad} {what}s of the sample.', f'the input is the count of {bad} {what}s, x1 = {k}.'],
-        [f'weight {lot} / {n} = {lot // n}, bias -{limit}, step activation, 1 to refuse.', f'a neuron with weight {lot} / {n} = {lot // n}, bias -{limit} and a step that gives 1 to refuse.'],
-        [f'weighted sum {lot // n} * {k} - {limit} = {num(z)}.', f'weight times input plus bias: {lot // n} * {k} - {limit} = {num(z)}.'],
-        [f'step({num(z)}) gives output {int(z > 0)}: {verdict}.', f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)}: {verdict}.']),
+        [f'weight {lot} / {n} = {lot // n}, bias -{limit}, step activation, 1 to refuse.',
+         f'a neuron with weight {lot} / {n} = {lot // n}, bias -{limit} and a step that gives 1 to refuse.'],
+        [f'weighted sum {lot // n} * {k} - {limit} = {num(z)}.',
+         f'weight times input plus bias: {lot // n} * {k} - {limit} = {num(z)}.'],
+        [f'step({num(z)}) gives output {int(z > 0)}: {verdict}.',
+         f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)}: {verdict}.']),
         verdict, abs(val(z)), f'{bad} {what}s', 'the size of the weighted sum')
 
-# %% ../../nbs/11ae_data.chances.ipynb #9e603145
+# %% ../../nbs/11ae_data.chances.ipynb #ch-sample-bias
 def _sample_bias_mitigation(d):
     where, what, bad, lot, n, k, limit = of(d, 'where what bad lot n k limit')
     rate = (k + 2) / (n + 4)
@@ -865,8 +1016,10 @@ def _sample_bias_mitigation(d):
          f'the temptation is to trust {k} of {n} {what}s, a small sample, like all {lot}.'],
         [f'one yardstick, {bad} ones per hundred {what}s; two of each kind are added to {n}.',
          f'the same measure for {where} and sample, {bad} per hundred; small counts get two {bad} and two good {what}s more.'],
-        f'raw 100 * {k} / {n} = {num(100 * k / n)}; corrected 100 * ({k} + 2) / ({n} + 4) {eq(100 * rate)}; allowed 100 * {limit} / {lot} {eq(100 * limit / lot)}.',
-        [f'by the corrected rate of {num(100 * rate)} per hundred, {verdict}.', f'a fair view with {num(100 * rate)} per hundred: {verdict}; a larger sample would need less correction.']),
+        f'raw 100 * {k} / {n} = {num(100 * k / n)}; corrected 100 * ({k} + 2) / ({n} + 4) {eq(100 * rate)}; allowed 100 * '
+        f'{limit} / {lot} {eq(100 * limit / lot)}.',
+        [f'by the corrected rate of {num(100 * rate)} per hundred, {verdict}.',
+         f'a fair view with {num(100 * rate)} per hundred: {verdict}; a larger sample would need less correction.']),
         verdict, val(100 * rate), 'per hundred', f'the corrected rate of {bad} {what}s')
 
 def _sample_psychological(d):
@@ -874,13 +1027,17 @@ def _sample_psychological(d):
     x, verdict = _lot(d)
     felt, feels = _lot(d, 2 * k / n)
     return Look((
-        [f'{a(bad)} {what} catches the attention; the good ones are not noticed.', f'the mind keeps {a(bad)} {what} and forgets the good ones.'],
-        [f'people weigh losses double, so {k} {bad} feel like 2 * {k} = {2 * k}.', f'{k} {bad} ones are felt as 2 * {k} = {2 * k}, since a loss counts double.'],
+        [f'{a(bad)} {what} catches the attention; the good ones are not noticed.',
+         f'the mind keeps {a(bad)} {what} and forgets the good ones.'],
+        [f'people weigh losses double, so {k} {bad} feel like 2 * {k} = {2 * k}.',
+         f'{k} {bad} ones are felt as 2 * {k} = {2 * k}, since a loss counts double.'],
         f'felt {lot} * {2 * k} / {n} = {num(felt)}, real {lot} * {k} / {n} = {num(x)}, allowed {limit}.',
         [f'the feeling says {feels} at {num(felt)}, the count says {verdict} at {num(x)}; set the limit before looking.',
-         f'at {num(felt)} the feeling says {feels}, at {num(x)} the count says {verdict}; a written limit takes the regret out.']),
+         f'at {num(felt)} the feeling says {feels}, at {num(x)} the count says {verdict}; a written limit takes the regret '
+         'out.']),
         feels, val(felt), f'{bad} {what}s', 'the felt number in the lot')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-sample-mathematical
 def _sample_mathematical(d):
     what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
     x, verdict = _lot(d)
@@ -888,12 +1045,15 @@ def _sample_mathematical(d):
     return Look((
         [f'let x {what}s of the lot be {bad}.', f'let x of the {lot} {what}s be {bad}.'],
         f'x / {lot} = {k} / {n}.',
-        [f'solve for x: x = {k} * {lot} / {n} = {num(x)} {sign} {limit}.', f'multiply by {lot}: x = {k} * {lot} / {n} = {num(x)} {sign} {limit}.'],
-        [f'substitute back: {num(x)} / {lot} = {k} / {n} holds; the threshold in the sample is {limit} * {n} / {lot} {eq(most)}, therefore {verdict}.',
-         f'in the sample the bound is {limit} * {n} / {lot} {eq(most)} and {k} lies {"below" if x < limit else "above"} it, therefore {verdict} with x = {num(x)}.']),
+        [f'solve for x: x = {k} * {lot} / {n} = {num(x)} {sign} {limit}.',
+         f'multiply by {lot}: x = {k} * {lot} / {n} = {num(x)} {sign} {limit}.'],
+        [f'substitute back: {num(x)} / {lot} = {k} / {n} holds; the threshold in the sample is {limit} * {n} / {lot} '
+         f'{eq(most)}, therefore {verdict}.',
+         f'in the sample the bound is {limit} * {n} / {lot} {eq(most)} and {k} lies {"below" if x < limit else "above"} it, '
+         f'therefore {verdict} with x = {num(x)}.']),
         verdict, val(x), f'{bad} {what}s', 'the solution x')
 
-# %% ../../nbs/11ae_data.chances.ipynb #dc2a8d8a
+# %% ../../nbs/11ae_data.chances.ipynb #ch-sample-expect
 def _expect_sample(key, d):
     lot, n, k, limit = of(d, 'lot n k limit')
     p, each = Fraction(k, n), lot // n
@@ -903,14 +1063,19 @@ def _expect_sample(key, d):
     return {
         'newton': lambda: [now, f'{k} / {n} {eq(p)}', f'{num(p)} * {lot} = {x}', f'{limit}'],
         'davinci': lambda: [now, f'{k} * {lot} / {n} = {x}', f'{x} to {limit}', f'as {n} is to {lot}'],
-        'human_intuition': lambda: [now, f'in {one}', f'{lot} / {one} {eq(guess)}', f'{lot} * {k} / {n} = {x}', f'off by {num(abs(val(guess) - x))}'],
+        'human_intuition': lambda: [now, f'in {one}', f'{lot} / {one} {eq(guess)}', f'{lot} * {k} / {n} = {x}',
+                                    f'off by {num(abs(val(guess) - x))}'],
         'quantum': lambda: [now, f'sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>', f'{k}/{n} = {num(p)}', f'{lot} * {num(p)} = {x}'],
         'philosophical': lambda: [now, 'induction', f'{lot} - {n} + {k} = {lot - (n - k)}', f'{lot} * {k} / {n} = {x}'],
-        'neural_network': lambda: [now, f'{lot} / {n} = {each}', f'{each} * {k} - {limit} = {z}', f'bias -{limit}', f'output {int(z > 0)}', '1'],
-        'bias_mitigation': lambda: [decide(fixed * lot), f'100 * {k} / {n} = {num(100 * p)}', f'100 * ({k} + 2) / ({n} + 4) {eq(100 * fixed)}',
+        'neural_network': lambda: [now, f'{lot} / {n} = {each}', f'{each} * {k} - {limit} = {z}', f'bias -{limit}',
+                                   f'output {int(z > 0)}', '1'],
+        'bias_mitigation': lambda: [decide(fixed * lot), f'100 * {k} / {n} = {num(100 * p)}',
+                                    f'100 * ({k} + 2) / ({n} + 4) {eq(100 * fixed)}',
                                     f'100 * {limit} / {lot} {eq(Fraction(100 * limit, lot))}'],
-        'psychological': lambda: [f'feeling says {decide(x + x)}', f'count says {now}', f'2 * {k} = {k + k}', f'{lot} * {k + k} / {n} = {x + x}', f'{lot} * {k} / {n} = {x}'],
-        'mathematical': lambda: [now, f'x / {lot} = {k} / {n}', f'{k} * {lot} / {n} = {x} {"<" if z < 0 else ">"} {limit}', f'{limit} * {n} / {lot} {eq(Fraction(limit, each))}'],
+        'psychological': lambda: [f'feeling says {decide(x + x)}', f'count says {now}', f'2 * {k} = {k + k}',
+                                  f'{lot} * {k + k} / {n} = {x + x}', f'{lot} * {k} / {n} = {x}'],
+        'mathematical': lambda: [now, f'x / {lot} = {k} / {n}', f'{k} * {lot} / {n} = {x} {"<" if z < 0 else ">"} {limit}',
+                                 f'{limit} * {n} / {lot} {eq(Fraction(limit, each))}'],
     }[key]()
 
 situation('sample', _draw_sample, _ask_sample, _expect_sample, dict(
@@ -918,7 +1083,7 @@ situation('sample', _draw_sample, _ask_sample, _expect_sample, dict(
     philosophical=_sample_philosophical, neural_network=_sample_neural_network, bias_mitigation=_sample_bias_mitigation,
     psychological=_sample_psychological, mathematical=_sample_mathematical))
 
-# %% ../../nbs/11ae_data.chances.ipynb #902ee957
+# %% ../../nbs/11ae_data.chances.ipynb #ch-forecast-draw
 WEATHER = 'fog', 'frost', 'hail', 'ice', 'rain', 'snow', 'sunshine', 'thunder', 'wind', 'a storm', 'a dry day', 'a thaw'
 DAYS = 10, 20, 25, 40, 50
 
@@ -926,21 +1091,20 @@ def _draw_forecast(rng):
     while True:
         n, m = rng.choice(DAYS), rng.choice(DAYS)
         i, j = round(n * rng.uniform(.4, .95)), round(m * rng.uniform(.4, .95))
-        if i < n and j < m and i * m != j * n and 3 * i - 2 * n != 3 * j - 2 * m and (20 * i + n) // (2 * n) != (20 * j + m) // (2 * m) \
-            and max((20 * i + n) // (2 * n), (20 * j + m) // (2 * m)) < 10: break
+        if tenths(i, n) != tenths(j, m) and max(tenths(i, n), tenths(j, m)) < 10 and 3 * i - 2 * n != 3 * j - 2 * m: break
     who, first, second = rng.sample(NAMES, 3)
     return dict(who=who, where=rng.choice(PLACES), what=rng.choice(WEATHER), x=first, y=second, n=n, i=i, m=m, j=j)
 
 def _ask_forecast(d):
     who, where, what, x, y, n, i, m, j = d.values()
-    return [f'{x} forecasts {what} for the {where}, {y} denies it. {x} was right on {i} of {n} days, {y} on {j} of {m}; their errors are independent. '
-            f'Whom should {who} follow?',
+    return [f'{x} forecasts {what} for the {where}, {y} denies it. {x} was right on {i} of {n} days, {y} on {j} of {m}; their '
+            f'errors are independent. Whom should {who} follow?',
             f'Will there be {what} at the {where}? {x}, right on {i} of {n} days, says yes; {y}, right on {j} of {m}, says no. '
             f'If {x} and {y} err independently, whose word should {who} take?',
-            f'{who} hears two independent forecasts for the {where}: {x} promises {what}, {y} does not. Hits so far: {x} {i} of {n}, {y} {j} of {m}. '
-            f'Is {x} or {y} to be trusted?',
-            f'At the {where}, {who} must choose between {x}, who expects {what} and was right {i} times of {n}, and {y}, who does not and was right '
-            f'{j} times of {m}. They err independently. Whom to follow?']
+            f'{who} hears two independent forecasts for the {where}: {x} promises {what}, {y} does not. Hits so far: {x} {i} of '
+            f'{n}, {y} {j} of {m}. Is {x} or {y} to be trusted?',
+            f'At the {where}, {who} must choose between {x}, who expects {what} and was right {i} times of {n}, and {y}, who '
+            f'does not and was right {j} times of {m}. They err independently. Whom to follow?']
 
 def _two(d):
     # the better record first: name, days, hits; weights for each; percent that the first is right
@@ -949,13 +1113,15 @@ def _two(d):
     p, q = i * (m - j), j * (n - i)
     return best, n, i, other, m, j, p, q, 100 * p / (p + q)
 
-# %% ../../nbs/11ae_data.chances.ipynb #59b82b4b
+# %% ../../nbs/11ae_data.chances.ipynb #ch-forecast-newton
 def _forecast_newton(d):
     best, n, i, other, m, j, p, q, c = _two(d)
     return Look((
-        [f'{best} with {i} hits and {n} - {i} = {n - i} misses pulls one way, {other} with {j} hits and {m} - {j} = {m - j} misses the other.',
+        [f'{best} with {i} hits and {n} - {i} = {n - i} misses pulls one way, {other} with {j} hits and {m} - {j} = {m - j} '
+         'misses the other.',
          f'quantities: {i} hits, {n} - {i} = {n - i} misses for {best}; {j} hits, {m} - {j} = {m - j} misses for {other}.'],
-        ['two forces act against each other, each = own hits * misses of the other.', f'law of balance: the force of {best} is hits * misses of {other}, and the reverse.',
+        ['two forces act against each other, each = own hits * misses of the other.',
+         f'law of balance: the force of {best} is hits * misses of {other}, and the reverse.',
          f'each side acts with the force hits * misses of the other.'],
         f'{i} * {m - j} = {p} for {best}, {j} * {n - i} = {q} for {other}; rate 100 * {p} / ({p} + {q}) {eq(c, "%")}.',
         [f'the balance tips by {num(c)} %: follow {best}.', f'follow {best}, whose force is {num(c)} % of both.']),
@@ -965,47 +1131,62 @@ def _forecast_davinci(d):
     best, n, i, other, m, j, p, q, c = _two(d)
     x, y = ratio(p, q)
     return Look((
-        [f'look at a field {n} wide for {best} and {m} high for {other}.', f'the eye takes one side, {n}, for {best} and the other, {m}, for {other}.'],
-        [f'draw an upright line at {i} and a level line at {j}; two of the four shapes show one right, one wrong: {m} - {j} = {m - j} high, {n} - {i} = {n - i} wide.',
-         f'sketch a line at {i} on one side and at {j} on the other; where one errs alone lie two shapes, {m} - {j} = {m - j} high and {n} - {i} = {n - i} wide.'],
+        [f'look at a field {n} wide for {best} and {m} high for {other}.',
+         f'the eye takes one side, {n}, for {best} and the other, {m}, for {other}.'],
+        [f'draw an upright line at {i} and a level line at {j}; two of the four shapes show one right, one wrong: {m} - {j} = '
+         f'{m - j} high, {n} - {i} = {n - i} wide.',
+         f'sketch a line at {i} on one side and at {j} on the other; where one errs alone lie two shapes, {m} - {j} = {m - j} '
+         f'high and {n} - {i} = {n - i} wide.'],
         f'areas {i} * {m - j} = {p} and {j} * {n - i} = {q}, in the proportion {x} : {y}, of which the first is {num(c)} %.',
-        [f'as {x} is to {y}, so {best} is to {other}: follow {best}.', f'follow {best}, for the larger shape is that one, as {x} is to {y}.']),
+        [f'as {x} is to {y}, so {best} is to {other}: follow {best}.',
+         f'follow {best}, for the larger shape is that one, as {x} is to {y}.']),
         f'follow {best}', val(c), '%', f'the part of the area that is for {best}')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-forecast-human
 def _forecast_human_intuition(d):
     best, n, i, other, m, j, p, q, c = _two(d)
-    t, u = math.floor(10 * i / n + .5), math.floor(10 * j / m + .5)
+    t, u = tenths(i, n), tenths(j, m)
     x, y = t * (10 - u), u * (10 - t)
     guess, gut = 100 * x / (x + y), best if i > j else other
     return Look((
-        [f'the gut goes with {gut}, who was right {max(i, j)} times.' if i != j else f'the gut cannot tell {best} from {other}, both right {i} times.',
+        [f'the gut goes with {gut}, who was right {max(i, j)} times.' if i != j else f'the gut cannot tell {best} from {other}, '
+                                                                                     f'both right {i} times.',
          f'a feeling for {gut}, with {max(i, j)} hits.' if i != j else f'no gut feeling, with {i} hits for each.'],
-        [f'call it roughly {t} in ten and about {u} in ten: {t} * {10 - u} = {x} to {u} * {10 - t} = {y}, so about {num(guess)} %.',
-         f'in easy numbers about {t} of ten against roughly {u} of ten, {t} * {10 - u} = {x} and {u} * {10 - t} = {y}: about {num(guess)} %.'],
+        [f'call it roughly {t} in ten and about {u} in ten: {t} * {10 - u} = {x} to {u} * {10 - t} = {y}, so about {num(guess)} '
+         '%.',
+         f'in easy numbers about {t} of ten against roughly {u} of ten, {t} * {10 - u} = {x} and {u} * {10 - t} = {y}: about '
+         f'{num(guess)} %.'],
         f'exactly {i} * ({m} - {j}) = {p} to {j} * ({n} - {i}) = {q}, 100 * {p} / ({p} + {q}) {eq(c, "%")}.',
         [f'follow {best}; the guess of {num(guess)} % is off by {num(abs(val(guess) - val(c)))} points.',
          f'the rough {num(guess)} % is off by {num(abs(val(guess) - val(c)))} points, and the advice stays: follow {best}.']),
         f'follow {best}', val(guess), '%', f'the rough chance that {best} is right')
 
-# %% ../../nbs/11ae_data.chances.ipynb #211eae4d
 def _forecast_quantum(d):
     best, n, i, other, m, j, p, q, c = _two(d)
     return Look((
         [f'two qubits, one for {best} and one for {other}, each |r> right or |w> wrong: basis states |rr>, |rw>, |wr>, |ww>.',
          f'a register of two qubits, {best} first, r for right and w for wrong, in a superposition of |rr>, |rw>, |wr>, |ww>.'],
-        [f'amplitudes multiply; since {best} and {other} disagree, only |rw> or |wr> can be measured, and amplitudes squared are scaled to one.',
+        [f'amplitudes multiply; since {best} and {other} disagree, only |rw> or |wr> can be measured, and amplitudes squared '
+         'are scaled to one.',
          'the amplitude squared is the probability; disagreement leaves |rw> and |wr> of the superposition.'],
-        f'|rw>: {i} * ({m} - {j}) = {p}, |wr>: {j} * ({n} - {i}) = {q}, both over {n} * {m}; 100 * {p} / ({p} + {q}) {eq(c, "%")}.',
-        [f'expect |rw> with probability {num(c)} %: follow {best}.', f'a measurement would give |rw> with {num(c)} %, so follow {best}.']),
+        f'|rw>: {i} * ({m} - {j}) = {p}, |wr>: {j} * ({n} - {i}) = {q}, both over {n} * {m}; 100 * {p} / ({p} + {q}) '
+        f'{eq(c, "%")}.',
+        [f'expect |rw> with probability {num(c)} %: follow {best}.',
+         f'a measurement would give |rw> with {num(c)} %, so follow {best}.']),
         f'follow {best}', val(c), '%', 'the probability of |rw>')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-forecast-philosophical
 def _forecast_philosophical(d):
     best, n, i, other, m, j, p, q, c = _two(d)
     return Look((
-        [f'the premises: {d["x"]} or {d["y"]} is right, and not both; if one has the better record, that one is more likely right.',
-         f'one premise is that exactly one of {d["x"]} and {d["y"]} is right; the other, that a better record makes it more likely.'],
-        ['P or Q, not both: what follows for certain is only that one of them errs.', 'an exclusive "or"; from it alone neither P nor Q follows.'],
-        f'{best} right and {other} wrong {i} * ({m} - {j}) = {p}, the reverse {j} * ({n} - {i}) = {q}; a miss would be no counterexample.',
+        [f'the premises: {d["x"]} or {d["y"]} is right, and not both; if one has the better record, that one is more likely '
+         'right.',
+         f'one premise is that exactly one of {d["x"]} and {d["y"]} is right; the other, that a better record makes it more '
+         'likely.'],
+        ['P or Q, not both: what follows for certain is only that one of them errs.',
+         'an exclusive "or"; from it alone neither P nor Q follows.'],
+        f'{best} right and {other} wrong {i} * ({m} - {j}) = {p}, the reverse {j} * ({n} - {i}) = {q}; a miss would be no '
+        'counterexample.',
         [f'an argument from authority is not valid but can be strong; {p} against {q} support: follow {best}.',
          f'not proved, supported by {p} to {q}: follow {best}. The conclusion may be false with true premises.']),
         f'follow {best}')
@@ -1017,23 +1198,31 @@ def _forecast_neural_network(d):
     z = u - w
     return Look((
         [f'inputs x1 = 1, the yes of {x}, and x2 = -1, the no of {y}.', f'the input vector (1, -1): {x} says yes, {y} says no.'],
-        [f'weights (hits - misses) / days: ({i} - {n - i}) / {n} = {num(u)} and ({j} - {m - j}) / {m} = {num(w)}; bias 0; step activation.',
-         f'a neuron with weights ({i} - {n - i}) / {n} = {num(u)} for {x} and ({j} - {m - j}) / {m} = {num(w)} for {y}, bias 0, step activation.'],
-        [f'weighted sum {num(u)} * 1 + {num(w)} * -1 = {num(z)}.', f'weights times inputs, summed: {num(u)} * 1 + {num(w)} * -1 = {num(z)}.'],
+        [f'weights (hits - misses) / days: ({i} - {n - i}) / {n} = {num(u)} and ({j} - {m - j}) / {m} = {num(w)}; bias 0; step '
+         'activation.',
+         f'a neuron with weights ({i} - {n - i}) / {n} = {num(u)} for {x} and ({j} - {m - j}) / {m} = {num(w)} for {y}, bias 0, '
+         'step activation.'],
+        [f'weighted sum {num(u)} * 1 + {num(w)} * -1 = {num(z)}.',
+         f'weights times inputs, summed: {num(u)} * 1 + {num(w)} * -1 = {num(z)}.'],
         [f'step({num(z)}) gives output {int(z > 0)}, {"yes" if z > 0 else "no"}: follow {best}.',
-         f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)} for {"yes" if z > 0 else "no"}: follow {best}.']),
+         f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)} for {"yes" if z > 0 else "no"}: follow '
+         f'{best}.']),
         f'follow {best}', abs(val(z)), 'votes', 'the size of the weighted sum')
 
-# %% ../../nbs/11ae_data.chances.ipynb #e75c2d55
+# %% ../../nbs/11ae_data.chances.ipynb #ch-forecast-bias
 def _forecast_bias_mitigation(d):
     best, n, i, other, m, j, p, q, c = _two(d)
     gap = val(100 * i / n) - val(100 * j / m)
     return Look((
-        [f'the temptation is to count hits, {d["i"]} for {d["x"]} and {d["j"]} for {d["y"]}, or to believe the one who speaks last (recency).',
+        [f'the temptation is to count hits, {d["i"]} for {d["x"]} and {d["j"]} for {d["y"]}, or to believe the one who speaks '
+         'last (recency).',
          f'neglect of the number of days: {d["i"]} hits of {d["x"]} and {d["j"]} of {d["y"]} are not from equal records.'],
-        ['one yardstick for both sides: hits per hundred days.', f'the same measure for {d["x"]} and {d["y"]}, a rate per hundred days and not a count.'],
-        f'rates 100 * {i} / {n} {eq(100 * i / n)} for {best} and 100 * {j} / {m} {eq(100 * j / m)} for {other}; {num(100 * i / n)} - {num(100 * j / m)} {eq(gap)}.',
-        [f'corrected, {best} leads by {num(gap)} per hundred: follow {best}.', f'a fair view: {num(gap)} per hundred in favour, follow {best}.']),
+        ['one yardstick for both sides: hits per hundred days.',
+         f'the same measure for {d["x"]} and {d["y"]}, a rate per hundred days and not a count.'],
+        f'rates 100 * {i} / {n} {eq(100 * i / n)} for {best} and 100 * {j} / {m} {eq(100 * j / m)} for {other}; '
+        f'{num(100 * i / n)} - {num(100 * j / m)} {eq(gap)}.',
+        [f'corrected, {best} leads by {num(gap)} per hundred: follow {best}.',
+         f'a fair view: {num(gap)} per hundred in favour, follow {best}.']),
         f'follow {best}', val(gap), 'per hundred', f'the lead of {best}')
 
 def _forecast_psychological(d):
@@ -1041,25 +1230,30 @@ def _forecast_psychological(d):
     f, g = i - 2 * (n - i), j - 2 * (m - j)
     felt = best if f > g else other
     return Look((
-        [f'people remember the misses of {d["x"]} and {d["y"]} better than the hits.', f'a wrong forecast stays with {d["who"]}; a right one soon loses attention.'],
+        [f'people remember the misses of {d["x"]} and {d["y"]} better than the hits.',
+         f'a wrong forecast stays with {d["who"]}; a right one soon loses attention.'],
         ['each miss is felt like two hits, since losses weigh double.', f'regret makes {d["who"]} weigh a miss like two hits.',
          f'a loss weighs double in the mind of {d["who"]}: one miss, two hits.'],
         f'felt {i} - 2 * {n - i} = {f} for {best}, {j} - 2 * {m - j} = {g} for {other}, a gap of {abs(f - g)}.',
-        [f'the feeling says follow {felt}, the rates say {best}; {"both agree" if felt == best else "write the record down before deciding"}.',
-         f'the feeling says follow {felt}, the rates say {best}; attention to the whole record {"changes nothing" if felt == best else "helps"}.']),
+        [f'the feeling says follow {felt}, the rates say {best}; '
+         f'{"both agree" if felt == best else "write the record down before deciding"}.',
+         f'the feeling says follow {felt}, the rates say {best}; attention to the whole record '
+         f'{"changes nothing" if felt == best else "helps"}.']),
         f'follow {felt}', abs(f - g), 'felt hits', 'the felt gap between the records')
 
+# %% ../../nbs/11ae_data.chances.ipynb #ch-forecast-mathematical
 def _forecast_mathematical(d):
     best, n, i, other, m, j, p, q, c = _two(d)
     return Look((
-        [f'let x be the chance in percent that {best} is right, given that they disagree.', f'let x percent stand for {best} and 100 - x for {other}.'],
+        [f'let x be the chance in percent that {best} is right, given that they disagree.',
+         f'let x percent stand for {best} and 100 - x for {other}.'],
         f'x / (100 - x) = {i} * ({m} - {j}) / ({j} * ({n} - {i})) = {p} / {q}.',
         [f'solve for x: {p + q} * x = 100 * {p}, x {eq(c)}.', f'multiply out: {p + q} * x = 100 * {p}, x {eq(c)}.'],
         [f'{p} > {q} holds, so x lies above the threshold of one half, therefore follow {best} with {num(c)} %.',
          f'substitute back: {p} + {q} = {p + q} and {p} > {q}; x is {num(c)}, therefore follow {best}.']),
         f'follow {best}', val(c), '%', 'the solution x')
 
-# %% ../../nbs/11ae_data.chances.ipynb #e30c46e2
+# %% ../../nbs/11ae_data.chances.ipynb #ch-forecast-expect
 def _expect_forecast(key, d):
     records = {d['x']: (d['n'], d['i']), d['y']: (d['m'], d['j'])}
     rate = {k: Fraction(hits, days) for k, (days, hits) in records.items()}
@@ -1074,17 +1268,25 @@ def _expect_forecast(key, d):
     misses = [f'{n} - {i} = {n - i}', f'{m} - {j} = {m - j}']
     return {
         'newton': lambda: [say, *sums, *misses, f'100 * {p} / ({p} + {o}) {eq(c, "%")}'],
-        'davinci': lambda: [say, *sums, *misses, f'{odds.numerator} : {odds.denominator}', f'as {odds.numerator} is to {odds.denominator}', f'{num(c)} %'],
-        'human_intuition': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}', f'100 * {p} / ({p} + {o}) {eq(c, "%")}', f'{t} * {10 - u} = {t * (10 - u)}', f'{u} * {10 - t} = {u * (10 - t)}',
+        'davinci': lambda: [say, *sums, *misses, f'{odds.numerator} : {odds.denominator}',
+                            f'as {odds.numerator} is to {odds.denominator}', f'{num(c)} %'],
+        'human_intuition': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}',
+                                    f'100 * {p} / ({p} + {o}) {eq(c, "%")}', f'{t} * {10 - u} = {t * (10 - u)}',
+                                    f'{u} * {10 - t} = {u * (10 - t)}',
                                     f'{num(guess)} %', f'off by {num(abs(val(guess) - val(c)))} points'],
-        'quantum': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}', f'{n} * {m}', f'100 * {p} / ({p} + {o}) {eq(c, "%")}'],
+        'quantum': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}', f'{n} * {m}',
+                            f'100 * {p} / ({p} + {o}) {eq(c, "%")}'],
         'philosophical': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}'],
-        'neural_network': lambda: [say, '1', '-1', 'bias 0', f'({d["i"]} - {d["n"] - d["i"]}) / {d["n"]} = {num(x)}', f'({d["j"]} - {d["m"] - d["j"]}) / {d["m"]} = {num(y)}',
+        'neural_network': lambda: [say, '1', '-1', 'bias 0', f'({d["i"]} - {d["n"] - d["i"]}) / {d["n"]} = {num(x)}',
+                                   f'({d["j"]} - {d["m"] - d["j"]}) / {d["m"]} = {num(y)}',
                                    f'{num(x)} * 1 + {num(y)} * -1 = {num(x - y)}', f'output {int(x > y)}'],
-        'bias_mitigation': lambda: [say, f'100 * {i} / {n} {eq(100 * r)}', f'100 * {j} / {m} {eq(100 * q)}', f'{num(100 * r)} - {num(100 * q)} {eq(gap)}'],
-        'psychological': lambda: [f'feeling says follow {best if f > g else other}', f'rates say {best}', f'{i} - 2 * {n - i} = {f}', f'{j} - 2 * {m - j} = {g}',
+        'bias_mitigation': lambda: [say, f'100 * {i} / {n} {eq(100 * r)}', f'100 * {j} / {m} {eq(100 * q)}',
+                                    f'{num(100 * r)} - {num(100 * q)} {eq(gap)}'],
+        'psychological': lambda: [f'feeling says follow {best if f > g else other}', f'rates say {best}',
+                                  f'{i} - 2 * {n - i} = {f}', f'{j} - 2 * {m - j} = {g}',
                                   f'gap of {max(f, g) - min(f, g)}'],
-        'mathematical': lambda: [say, f'{i} * ({m} - {j}) / ({j} * ({n} - {i})) = {p} / {o}', f'{p + o} * x = 100 * {p}', f'x {eq(c)}', f'{p} > {o}'],
+        'mathematical': lambda: [say, f'{i} * ({m} - {j}) / ({j} * ({n} - {i})) = {p} / {o}', f'{p + o} * x = 100 * {p}',
+                                 f'x {eq(c)}', f'{p} > {o}'],
     }[key]()
 
 situation('forecast', _draw_forecast, _ask_forecast, _expect_forecast, held_out=True, looks=dict(
