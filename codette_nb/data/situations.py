@@ -72,12 +72,11 @@ class Side:
     def _repr_html_(self):
         number = lambda k: '' if k.value is None else f'{num(k.value)} {k.unit}'
         first = lambda part: escape(part if isinstance(part, str) else part[0])
-        rows = [f'<tr><th>{escape(t)}</th><td style="text-align:left">{"<br>".join(map(first, k.parts))}</td>'
-                f'<td style="text-align:left">{escape(k.verdict)}</td><td>{escape(number(k))}</td></tr>'
+        rows = [f'<tr><th>{escape(t)}</th><td style="text-align:left">{"<br>".join(map(first, k.parts))}</td><td '
+                f'style="text-align:left">{escape(k.verdict)}</td><td>{escape(number(k))}</td></tr>'
                 for t, k in self.looks.items()]
         head = '<tr><th></th><th>look</th><th>verdict</th><th>value</th></tr>'
-        return (f'<p>{escape(self.question)}</p><table><thead>{head}</thead>'
-                f'<tbody>{"".join(rows)}</tbody></table>')
+        return (f'<p>{escape(self.question)}</p><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>')
 
 def side_by_side(
     name: str, # of a situation
@@ -132,12 +131,11 @@ def _draw_queue(rng):
 def _ask_queue(d):
     who, where, (x, y), stand, folk, n, m, s, t = d.values()
     return [f'At the {where}, {who} sees {n} {folk} at the {x} {stand}, served in {s} s each, and {m} at the {y} {stand}, {t} s '
-            f'each. '
-            f'Which line is quicker?',
+            f'each. Which line is quicker?',
             f'{n} {folk} wait at the {x} {stand} of the {where} ({s} s for each) and {m} at the {y} {stand} ({t} s for each). '
             f'Where should {who} go?',
-            f'The {x} {stand} needs {s} s a head and has {n} {folk} in line; the {y} {stand} needs {t} s and has {m}. '
-            f'Which one should {who} choose at the {where}?',
+            f'The {x} {stand} needs {s} s a head and has {n} {folk} in line; the {y} {stand} needs {t} s and has {m}. Which one '
+            f'should {who} choose at the {where}?',
             f'{who} wants to leave the {where} soon. {x.capitalize()} {stand}: {n} {folk}, {s} s each. {y.capitalize()} '
             f'{stand}: {m} {folk}, {t} s each.']
 
@@ -315,17 +313,13 @@ def _draw_routes(rng):
 def _ask_routes(d):
     who, here, there, sure, fast, jam, t, s, k, j = d.values()
     return [f'From the {here} to the {there} the {sure} always takes {t} minutes. The {fast} takes {s}, but on {k} days of 10 a '
-            f'{jam} '
-            f'adds {j}. Which way for {who}?',
+            f'{jam} adds {j}. Which way for {who}?',
             f'{who} goes to the {there} daily: {t} minutes by the {sure}, or {s} by the {fast}, with {j} more when there is a '
-            f'{jam}, '
-            f'{k} days out of 10. Which road?',
+            f'{jam}, {k} days out of 10. Which road?',
             f'The {fast} ({s} minutes, a {jam} on {k} of 10 days costs {j} more) or the {sure} ({t} minutes, always): what '
-            f'should {who} '
-            f'take to the {there}?',
+            f'should {who} take to the {there}?',
             f'A {jam} on {k} of 10 days makes the {fast} {j} minutes longer than its {s}; the {sure} needs {t} on any day. '
-            f'{who} starts at '
-            f'the {here}. Which is better?']
+            f'{who} starts at the {here}. Which is better?']
 
 def _routes(d):
     # mean time on the fast road, the better road by the mean, and the two roads with their article
@@ -493,16 +487,13 @@ def _draw_tank(rng):
 def _ask_tank(d):
     who, where, what, hole, v, p, q, t = d.values()
     return [f'The empty {what} of the {where} holds {v} litres. {p} litres a minute flow in, {q} a minute run out through a '
-            f'{hole}. '
-            f'{who} has {t} minutes. Is it full by then?',
+            f'{hole}. {who} has {t} minutes. Is it full by then?',
             f'{who} fills a {what} of {v} litres with {p} litres a minute, while a {hole} loses {q} a minute. Will {t} minutes '
             f'do?',
             f'A {hole} takes {q} litres a minute from the {what} at the {where}; the tap gives {p}. Can {who} fill its {v} '
-            f'litres '
-            f'within {t} minutes?',
+            f'litres within {t} minutes?',
             f'{t} minutes for {v} litres: the pump of {who} brings {p} litres a minute into the {what}, and a {hole} lets out '
-            f'{q}. '
-            f'Is that enough time?']
+            f'{q}. Is that enough time?']
 
 def _tank(d):
     # what stays a minute, what is in at the end, and whether that fills it
@@ -675,8 +666,7 @@ def _ask_load(d):
             f'A {on} is safe up to {cap} kg. {who}, who drives it, weighs {c} kg. {n} {what}s of {m} kg have to get to the '
             f'{where}. Plan the trips.',
             f'The {where} waits for {n} {what}s, each of {m} kg. {who} has a {on} for {cap} kg, and the driver takes {c} kg of '
-            f'that. '
-            f'What is the least number of trips?']
+            f'that. How many trips?']
 
 def _load(d):
     # room for the load in kg, how many fit at once, trips
@@ -733,8 +723,8 @@ def _load_quantum(d):
          f'a {what} is in a superposition of the trips it may take.'],
         ['n qubits hold 2^n basis states; equal amplitudes are sqrt(1 / states).',
          'to tell 2^n states apart takes n qubits; the amplitudes squared add up to 1.'],
-        f'{cap} - {c} = {free} kg take {k}, so {trips} states, {times(qubits, "qubit")}, amplitude sqrt(1/{trips}); '
-        f'expectation {n} / {trips} {eq(n / trips)}.',
+        f'{cap} - {c} = {free} kg take {k}, so {trips} states, {times(qubits, "qubit")}, amplitude sqrt(1/{trips}); expectation '
+        f'{n} / {trips} {eq(n / trips)}.',
         [f'{trips} trips, with {num(n / trips)} {what}s expected on each.',
          f'measured, the load shows {trips} trips and a mean of {num(n / trips)} {what}s.']),
         f'{trips} trips', val(n / trips), f'{what}s', f'the expected {what}s on a trip')
@@ -855,14 +845,11 @@ def _ask_savings(d):
     return [f'{who} has {h} coins and lays by {w} a week for a {thing} of {g} coins, but misses {k} weeks of 10. Is there '
             f'enough after {t} weeks?',
             f'A {thing} at the {where} costs {g} coins. {who} starts with {h}, puts away {w} a week and fails to in {k} of 10 '
-            f'weeks. '
-            f'Will {t} weeks do?',
+            f'weeks. Will {t} weeks do?',
             f'In {t} weeks {who} wants to pay {g} coins for a {thing}. {h} are there, {w} come in a good week, and {k} of 10 '
-            f'weeks bring nothing. '
-            f'Will it be enough?',
+            f'weeks bring nothing. Enough?',
             f'{w} coins a week, except for {k} weeks in 10, and {h} to begin with: can {who} buy the {thing} for {g} coins at '
-            f'the {where} '
-            f'in {t} weeks?']
+            f'the {where} in {t} weeks?']
 
 def _savings(d):
     # weeks in which something is laid by, the sum at the end, and whether that is enough
@@ -1026,13 +1013,11 @@ def _ask_purchase(d):
     who, where, thing, (x, y), p, a_, q, b = d.values()
     return [f'A {x} {thing} costs {p} coins and lasts {a_} months, a {y} one costs {q} and lasts {b}. Which should {who} buy?',
             f'At the {where}, {who} can have the {x} {thing} for {p} coins, worn out after {a_} months, or the {y} one for {q} '
-            f'coins, '
-            f'good for {b} months. Which is the better buy?',
+            f'coins, good for {b} months. Which is the better buy?',
             f'{who} needs {a(thing)}. {x.capitalize()}: {p} coins, {a_} months. {y.capitalize()}: {q} coins, {b} months. What '
             f'should it be?',
             f'The {y} {thing} of the {where} holds for {b} months and costs {q} coins; the {x} one, for {p} coins, for {a_} '
-            f'months. '
-            f'What is {who} to choose?']
+            f'months. What is {who} to choose?']
 
 def _purchase(d):
     # how many cheap ones the dear one outlasts, what they cost, both names, and the better buy in the long run
