@@ -333,8 +333,8 @@ def trusted_python(
 ELEMENTS = {name: (symbol, int(number)) for name, symbol, number in (row.split() for row in '''
 hydrogen H 1,helium He 2,lithium Li 3,beryllium Be 4,boron B 5,carbon C 6,nitrogen N 7,oxygen O 8,fluorine F 9,neon Ne 10,
 sodium Na 11,magnesium Mg 12,aluminium Al 13,silicon Si 14,phosphorus P 15,sulfur S 16,chlorine Cl 17,argon Ar 18,
-potassium K 19,calcium Ca 20,titanium Ti 22,chromium Cr 24,iron Fe 26,cobalt Co 27,nickel Ni 28,copper Cu 29,zinc Zn 30,bromine Br 35,silver Ag 47,tin Sn 50,
-iodine I 53,platinum Pt 78,gold Au 79,mercury Hg 80,lead Pb 82'''.replace('\n', '').split(','))}
+potassium K 19,calcium Ca 20,titanium Ti 22,chromium Cr 24,iron Fe 26,cobalt Co 27,nickel Ni 28,copper Cu 29,zinc Zn 30,
+bromine Br 35,silver Ag 47,tin Sn 50,iodine I 53,platinum Pt 78,gold Au 79,mercury Hg 80,lead Pb 82'''.replace('\n', '').split(','))}
 CAPITALS = dict(row.strip().split(' ')
                 for row in '''France Paris,Italy Rome,Spain Madrid,Portugal Lisbon,Germany Berlin,Austria Vienna,
 Poland Warsaw,Norway Oslo,Sweden Stockholm,Finland Helsinki,Denmark Copenhagen,Iceland Reykjavik,Ireland Dublin,Greece Athens,
