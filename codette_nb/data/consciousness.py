@@ -245,8 +245,7 @@ def build(rng, about):
     return talk(q, a + tell(rng, known, names), facts=names)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-room
-TEXTS = ('ballad contract diary essay fable hymn legend letter list note novel poem play recipe report riddle song speech story '
-         'will').split()
+TEXTS = ('ballad contract diary fable hymn legend letter list note novel poem play recipe report riddle song speech story will').split()
 
 def _check_room(record, about):
     n, context = record.meta['n'], about['context']
