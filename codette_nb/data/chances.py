@@ -29,6 +29,10 @@ def tenths(k: int, n: int) -> int:
     "How many out of ten, rounded to a whole number."
     return (20 * k + n) // (2 * n)
 
+def points(x: float) -> str:
+    "A difference of two percentages: `1 point`, `2.5 points`."
+    return f"{num(x)} point{'' if num(x) == '1' else 's'}"
+
 def ratio(x: int, y: int) -> tuple[int, int]:
     "Two whole numbers in lowest terms."
     g = math.gcd(x, y)
@@ -118,8 +122,8 @@ def _base_rate_human_intuition(d):
          f'in round numbers about {x} true marks beside {y} false ones, so {x} in {x + y}, roughly {num(guess)} %.'],
         f'exactly {base} * {s} / 100 = {hits} and {rest} * {f} / 100 = {false}, so 100 * {hits} / ({hits} + {false}) '
         f'{eq(p, "%")}.',
-        [f'{verdict}; the rough {num(guess)} % is off by {num(abs(val(guess) - val(p)))} points, and the gut was {gut}.',
-         f'keep the rule of thumb, {num(guess)} % and off by {num(abs(val(guess) - val(p)))} points: {verdict}. The gut was '
+        [f'{verdict}; the rough {num(guess)} % is off by {points(abs(val(guess) - val(p)))}, and the gut was {gut}.',
+         f'keep the rule of thumb, {num(guess)} % and off by {points(abs(val(guess) - val(p)))}: {verdict}. The gut was '
          f'{gut}.']),
         verdict, val(guess), '%', f'the rough chance that a marked {what} is {bad}')
 
@@ -131,7 +135,7 @@ def _base_rate_quantum(d):
          f'a superposition of {bad} and {good}: sqrt({base}/{total})|1> + sqrt({rest}/{total})|0>, one qubit.'],
         [f'probability is amplitude squared; a mark on {a(what)} keeps {s} % of |1> and {f} % of |0>.',
          f'square each amplitude, keep {s} % for |1> and {f} % for |0>, normalise.'],
-        f'{base} * {s} = {base * s} for |1> and {rest} * {f} = {rest * f} for |0>; 100 * {base * s} / {base * s + rest * f} '
+        f'{base} * {s} = {base * s} for |1> and {rest} * {f} = {rest * f} for |0>; 100 * {base * s} / ({base * s} + {rest * f}) '
         f'{eq(p, "%")}.',
         [f'to measure a marked {what} gives |1> with probability {num(p)} %: {verdict}.',
          f'expect |1> in {num(p)} % of measurements on marked {what}s; {verdict}.']),
@@ -176,7 +180,7 @@ def _base_rate_bias_mitigation(d):
     rest, hits, false, p, verdict = _marks(d)
     return Look((
         [f'base-rate neglect: {s} % sounds right and hides how many {what}s are {bad} at all.',
-         f'the temptation is to answer {s} % and forget the {good} majority: base-rate neglect.'],
+         f'the temptation is to answer {s} % and forget the {good} ones: base-rate neglect.'],
         [f'one yardstick for {bad} and {good}: marks among all {total} {what}s.',
          f'count {bad} and {good} by the same measure, marks among {total} {what}s.'],
         f'{base} * {s} / 100 = {hits} and {rest} * {f} / 100 = {false}; corrected rate 100 * {hits} / ({hits} + {false}) '
@@ -195,8 +199,8 @@ def _base_rate_psychological(d):
          f'the mind holds on to {s} % and to the mark; the {good} {what}s get no attention.'],
         [f'regret: {a(bad)} {what} kept hurts twice as much as {a(good)} one lost.',
          f'people weigh losses double, and {a(bad)} {what} let through is the loss they fear.'],
-        f'{base} * {s} / 100 = {hits} feel like 2 * {hits} = {2 * hits} against {rest} * {f} / 100 = {false}; felt share 100 * '
-        f'{2 * hits} / {2 * hits + false} {eq(feel, "%")}; real {num(p)} %.',
+        f'{base} * {s} / 100 = {hits} feel like 2 * {hits} = {2 * hits} against {rest} * {f} / 100 = {false}; '
+        f'felt share 100 * {2 * hits} / ({2 * hits} + {false}) {eq(feel, "%")}; real {num(p)} %.',
         [f'it feels {felt}, at {num(feel)} % where {num(p)} % is real; a pause before the decision helps.',
          f'it feels {felt}; to see the gap between {num(feel)} % and {num(p)} % takes a moment of effort.']),
         felt, val(feel), '%', f'the felt chance of {a(bad)} one')
@@ -238,18 +242,19 @@ def _expect_base_rate(key, d):
                             f'as {odds.numerator} is to {odds.denominator}', f'{num(p)} %'],
         'human_intuition': lambda: [rather, true, untrue, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{x} in {x + y}',
                                     f'{num(guess)} %', f'{y} false',
-                                    f'off by {num(abs(val(guess) - val(p)))} points',
+                                    f'off by {points(abs(val(guess) - val(p)))}',
                                     f'gut was {"right" if odds > 1 else "wrong"}'],
         'quantum': lambda: [rather, f'sqrt({base}/{total})|1> + sqrt({g}/{total})|0>', f'{base} * {s} = {100 * h}',
                             f'{g} * {f} = {100 * o}',
-                            f'100 * {100 * h} / {100 * both} {eq(p, "%")}'],
+                            f'100 * {100 * h} / ({100 * h} + {100 * o}) {eq(p, "%")}'],
         'philosophical': lambda: [rather, 'affirming the consequent', true, untrue],
         'neural_network': lambda: [f'{num(Fraction(s, 100))} * {base} - {num(Fraction(f, 100))} * {g} = {h - o}', rather,
                                    'bias 0', '1', f'{total} - {base} = {g}',
                                    f'output {int(odds > 1)}'],
         'bias_mitigation': lambda: [rather, true, untrue, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{num(p)} per hundred'],
         'psychological': lambda: [f'feels rather {bad} than {good}' if odds * 2 > 1 else f'feels rather {good} than {bad}', true,
-                                  f'2 * {h} = {h + h}', f'100 * {h + h} / {h + both} {eq(feel, "%")}', f'{num(p)} %', untrue],
+                                  f'2 * {h} = {h + h}', f'100 * {h + h} / ({h + h} + {o}) {eq(feel, "%")}',
+                                  f'{num(p)} %', untrue],
         'mathematical': lambda: [rather, f'{s} * x = {f} * ({total} - x)', f'{s + f} * x = {f} * {total}',
                                  f'{f * total} / {s + f} {eq(total / (1 + Fraction(s, f)))}',
                                  f'{s} * {base} = {100 * h} {sign} {f} * {g} = {100 * o}'],
@@ -261,7 +266,7 @@ situation('base_rate', _draw_base_rate, _ask_base_rate, _expect_base_rate, dict(
     psychological=_base_rate_psychological, mathematical=_base_rate_mathematical))
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-game-draw
-BAGS = 'bag', 'basket', 'bowl', 'box', 'bucket', 'drum', 'hat', 'jar', 'pot', 'sack', 'tub', 'urn'
+BAGS = 'bag', 'basket', 'bowl', 'box', 'bucket', 'drum', 'hat', 'jar', 'pot', 'sack', 'tub', 'vase'
 LOTS = 'ball', 'bead', 'bean', 'button', 'card', 'chip', 'marble', 'pebble', 'shell', 'stone', 'ticket', 'token'
 COLOURS = 'black', 'blue', 'brown', 'green', 'grey', 'red', 'white', 'yellow'
 
@@ -270,7 +275,7 @@ def _draw_game(rng):
         n = rng.choice((4, 5, 8, 10, 20, 25, 40, 50))
         k, c = rng.randint(1, n // 2), rng.randint(2, 15)
         w, m = round(n * c / k * rng.choice((.5, .6, .75, .9, 1.1, 1.25, 1.5, 2, 2.5, 3))), math.floor(n / k + .5)
-        if c < w and abs(k * w / n / c - 1) > .02 and k * (w - c) != 2 * (n - k) * c and m * c != w: break
+        if c < w and k * w != n and abs(k * w / n / c - 1) > .02 and k * (w - c) != 2 * (n - k) * c and m * c != w: break
     return dict(who=rng.choice(NAMES), where=rng.choice(PLACES), bag=rng.choice(BAGS), what=rng.choice(LOTS),
                 hue=rng.choice(COLOURS),
                 n=n, k=k, c=c, w=w)
@@ -538,9 +543,9 @@ def _selection_human_intuition(d):
          f'in easy numbers, about {t} of ten for {best}, roughly {u} of ten for {other}.',
          f'{best}: about {t} out of ten; {other}: roughly {u} out of ten.'],
         f'exactly 100 * {i} / {n} {eq(100 * i / n, "%")} and 100 * {j} / {m} {eq(100 * j / m, "%")}.',
-        [f'{10 * t} % is off by {num(off)} points, close enough: the {best} group is ahead, and the gut was '
+        [f'{10 * t} % is off by {points(off)}, close enough: the {best} group is ahead, and the gut was '
          f'{"right" if gut == best else "wrong"}.',
-         f'the {best} group is ahead; the rough {10 * t} % is off by {num(off)} points, the gut '
+         f'the {best} group is ahead; the rough {10 * t} % is off by {points(off)}, the gut '
          f'{"was right" if gut == best else "had counted heads"}.']),
         f'the {best} group', 10 * t, '%', f'the rough rate of the {best} group')
 
@@ -652,7 +657,7 @@ def _expect_selection(key, d):
         'davinci': lambda: [ahead, f'{m} * {i} / {n} {eq(level)}', f'line reaches {j}', f'{num(level)} to {j}'],
         'human_intuition': lambda: [ahead, f'100 * {i} / {n} {eq(100 * r, "%")}', f'100 * {j} / {m} {eq(100 * q, "%")}',
                                     f'{10 * t} %', str(t), str(u),
-                                    f'off by {num(abs(10 * t - val(100 * r)))} points'],
+                                    f'off by {points(abs(10 * t - val(100 * r)))}'],
         'quantum': lambda: [ahead, f'sqrt({i}/{n})^2 {eq(r)}', f'sqrt({j}/{m})^2 {eq(q)}', f'probability {num(r)}', '|1>', '|0>'],
         'philosophical': lambda: [ahead, 'modus ponens', f'{i} * {m} = {int(r * n * m)}', f'{j} * {n} = {int(q * n * m)}',
                                   'happens to be true' if i > j else 'counterexample'],
@@ -855,7 +860,8 @@ def _expect_jar(key, d):
     filled, space, high = n * v, math.prod((l, b, h)), h + 2 - (h + 2) % 5
     part = Fraction(1, 2) if f in (50, 60) else Fraction(3, 4)
     one, cells, w = n / h, val(Fraction(space, v)), val(n / space)
-    guess, felt, z, expected = part * l * b * high / v, Fraction(val(n)) / 2 + Fraction(claim, 2), w * space - claim, cells / 100 * f
+    guess, felt = part * l * b * high / v, Fraction(val(n)) / 2 + Fraction(claim, 2)
+    z, expected = w * space - claim, cells / 100 * f
     say, sign = (f'yes, more than {claim}', '>') if n > claim else (f'no, fewer than {claim}', '<')
     bits = len(f'{int(val(n)):b}')
     return {
@@ -1157,8 +1163,8 @@ def _forecast_human_intuition(d):
          f'in easy numbers about {t} of ten against roughly {u} of ten, {t} * {10 - u} = {x} and {u} * {10 - t} = {y}: about '
          f'{num(guess)} %.'],
         f'exactly {i} * ({m} - {j}) = {p} to {j} * ({n} - {i}) = {q}, 100 * {p} / ({p} + {q}) {eq(c, "%")}.',
-        [f'follow {best}; the guess of {num(guess)} % is off by {num(abs(val(guess) - val(c)))} points.',
-         f'the rough {num(guess)} % is off by {num(abs(val(guess) - val(c)))} points, and the advice stays: follow {best}.']),
+        [f'follow {best}; the guess of {num(guess)} % is off by {points(abs(val(guess) - val(c)))}.',
+         f'the rough {num(guess)} % is off by {points(abs(val(guess) - val(c)))}, and the advice stays: follow {best}.']),
         f'follow {best}', val(guess), '%', f'the rough chance that {best} is right')
 
 def _forecast_quantum(d):
@@ -1273,7 +1279,7 @@ def _expect_forecast(key, d):
         'human_intuition': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}',
                                     f'100 * {p} / ({p} + {o}) {eq(c, "%")}', f'{t} * {10 - u} = {t * (10 - u)}',
                                     f'{u} * {10 - t} = {u * (10 - t)}',
-                                    f'{num(guess)} %', f'off by {num(abs(val(guess) - val(c)))} points'],
+                                    f'{num(guess)} %', f'off by {points(abs(val(guess) - val(c)))}'],
         'quantum': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}', f'{n} * {m}',
                             f'100 * {p} / ({p} + {o}) {eq(c, "%")}'],
         'philosophical': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}'],
