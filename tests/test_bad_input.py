@@ -31,7 +31,7 @@ BAD_FILES = {
     'number.jsonl': (b'{"text": 5}\n', 'number.jsonl:1: ', 0),
     'half.jsonl': (b'{"text": "\\ud83d"}\n', 'half.jsonl: record 1: ', 0),
     'source.jsonl': (b'{"text": "a", "source": ["x"]}\n', 'source.jsonl: record 1: ', 0),
-    'latin.txt': ('one\ncafé\n'.encode('latin1'), 'latin.txt: not UTF-8 at line 2', 0),
+    'torn.txt': ('Käse und Brötchen\nbeim Bäcker'.encode() + b'\xff', 'torn.txt: not UTF-8 at line 2 (byte 0xff): UTF-8 with damaged places', 0),
     'picture.md': (b'\x89PNG\r\n\x1a\n\0\0', 'picture.md: binary data', 0),
     'torn.ipynb': (b'{"cells": [\n{"cell_type"', 'torn.ipynb: not a notebook: ', 0),
     'list.ipynb': (b'[]', 'list.ipynb: not a notebook: ', 0),
@@ -68,7 +68,7 @@ def test_empty_file(folder):
 def test_nothing_usable(tmp_path):
     refuses(lambda: read_corpus(tmp_path), 'nothing usable', str(tmp_path))
     (tmp_path/'photo.png').write_bytes(b'\x89PNG')
-    (tmp_path/'bad.txt').write_bytes(b'\xff')
+    (tmp_path/'bad.txt').write_bytes(b'\0\xff')
     refuses(lambda: read_corpus(tmp_path), 'nothing usable', 'bad.txt', '.png 1')
 
 def test_missing_path(tmp_path):
@@ -78,7 +78,7 @@ def test_missing_path(tmp_path):
 def test_unknown_kind_by_name(tmp_path):
     for name in ('model.gguf', 'photo.png', 'LICENCE'):
         (tmp_path/name).write_bytes(b'GGUF\0')
-        refuses(lambda: read_corpus(tmp_path/name), name, '.txt, .md, .py, .ipynb, .jsonl')
+        refuses(lambda: read_corpus(tmp_path/name), name, '.txt, .md, .py', '.ipynb', '.jsonl', '.parquet', '.zip')
 
 @pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0, reason='needs POSIX permissions, which root overrides')
 def test_unreadable(folder):
@@ -160,7 +160,7 @@ def test_command_weight(book, tmp_path, weight): command_refuses(tmp_path, train
 
 def test_command_data(book, tmp_path):
     (tmp_path/'empty.txt').write_text('')
-    (tmp_path/'bad.txt').write_bytes(b'one\n\xff')
+    (tmp_path/'bad.txt').write_bytes('Käse\n'.encode() + b'\xff')
     (tmp_path/'pictures').mkdir(); (tmp_path/'pictures/a.png').write_bytes(b'\x89PNG')
     (tmp_path/'word.txt').write_text('word')
     for name, *says in (('none.txt', 'no file or folder', 'none.txt'), ('empty.txt', 'empty.txt is empty'), ('bad.txt', 'bad.txt', 'not UTF-8 at line 2'),
@@ -181,12 +181,13 @@ def test_command_names_what_it_skips(book, tmp_path, quiet):
     "One broken line and one undecodable file among good ones: the run is made, and both are named."
     (tmp_path/'notes').mkdir(); shutil.copy(book, tmp_path/'notes')
     (tmp_path/'notes/broken.jsonl').write_text('{"text": "fine"}\n{"text": "cut o\n')
+    (tmp_path/'notes/torn.txt').write_bytes('Käse'.encode() + b'\xff')
     (tmp_path/'notes/latin.txt').write_bytes('café'.encode('latin1'))
     code, out, err = codette(*train('--data', 'notes', *['--json']*quiet))
     assert code == 0
     said = err if quiet else out        # with --json, standard output is JSON only
     if quiet: assert json.loads(out)
-    assert '2 problems, skipped' in said and 'broken.jsonl:2: ' in said and 'latin.txt: not UTF-8 at line 1' in said
+    assert '2 problems, skipped' in said and 'broken.jsonl:2: ' in said and 'torn.txt: not UTF-8 at line 1' in said and 'latin.txt: cp1252' in said
     code, out, err = codette('eval', 'new', '--data', 'notes', *['--json']*quiet)
     assert code == 0 and '2 problems, skipped' in (err if quiet else out)
 
