@@ -36,7 +36,7 @@ def pack(
             gone[head] = True
             while gone[head]: head += 1
             start = 0
-        elif i := bisect_right(sizes, room << 32 | low):   # the largest that fits is the one before place i
+        elif current and (i := bisect_right(sizes, room << 32 | low)): # the largest that fits is the one before place i
             key = sizes.pop(i - 1)
             n, k = key >> 32, low - (key & low)
             current.append((order[k], 0, n)); room -= n; gone[k] = True
