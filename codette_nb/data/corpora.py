@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..core import CodetteError, human_bytes
 from .files import Account, Limits, READS, is_junk, is_readable, kind, read_file
-from .records import Record, fingerprint, normalise, parse_json, render
+from .records import Record, fingerprint, parse_json, render
 
 # %% ../../nbs/12_data.corpora.ipynb #cor-find
 ABOUT_DATA = 'state.json', 'dataset_dict.json', 'dataset_info.json', 'dataset_infos.json' # what `datasets` writes beside the data
@@ -37,6 +37,7 @@ def _is_card(path):
     except OSError: return False
     return head.startswith(b'---') and re.search(rb'^(dataset_info|configs|task_categories):', head, flags=re.M) is not None
 
+# %% ../../nbs/12_data.corpora.ipynb #cor-walk
 def find_files(
     folder,         # where to look, `str` or `Path`
     problems: list, # collects 'path: reason' for what cannot be entered
@@ -47,8 +48,9 @@ def find_files(
         e = todo.pop()
         if isinstance(e, Path): yield e; continue
         if not isinstance(e, os.DirEntry) or e.is_dir(follow_symlinks=False):
-            try: entries = sorted((x for x in os.scandir(e) if not is_junk(x.name) and x.name not in ABOUT_DATA), key=lambda x: x.name, reverse=True)
+            try: entries = [x for x in os.scandir(e) if not is_junk(x.name) and x.name not in ABOUT_DATA]
             except OSError as why: problems.append(f'{os.fspath(e)}: {why.strerror}'); continue
+            entries.sort(key=lambda x: x.name, reverse=True)
             saved = _saved(e, problems)
             todo += entries if saved is None else saved[::-1]
         elif os.path.isdir(e.path): problems.append(f'{e.path}: a link to a folder is not followed: give that folder by name')
@@ -87,6 +89,7 @@ class Corpus:
     @property
     def nbytes(self) -> int: return self.account.nbytes
 
+# %% ../../nbs/12_data.corpora.ipynb #cor-readfolder
 def _read_folder(path, account, name, limits):
     seen = set()
     for p in find_files(path, account.problems):
@@ -105,7 +108,8 @@ def _summary(self) -> str:
     parts = [f"{self.path}: {_n(a.count, 'record')} ({human_bytes(a.nbytes)}) from {_n(sum(a.files.values()), 'file')}"]
     if a.empty: parts.append(f'{a.empty} empty')
     more = lambda notes, n: f'; and {notes.count - n} more' if notes.count > n else ''
-    if a.guessed: parts.append(f"{_n(a.guessed.count, 'file')} in an encoding that was guessed: {'; '.join(a.guessed[:5])}{more(a.guessed, 5)}")
+    if a.guessed:
+        parts.append(f"{_n(a.guessed.count, 'file')} in an encoding that was guessed: {'; '.join(a.guessed[:5])}{more(a.guessed, 5)}")
     kinds = ', '.join(f'{k} {n}' for k, n in a.other.most_common(4))
     if kinds: parts.append(f"{_n(sum(a.other.values()), 'file')} of other kinds ({kinds})")
     if a.problems: parts.append(f"{_n(a.problems.count, 'problem')}, skipped: {'; '.join(a.problems[:20])}{more(a.problems, 20)}")
@@ -121,7 +125,8 @@ def _corpus_html(self):
     rows += [(f'{k} files, not read', n) for k, n in a.other.most_common(4)]
     body = ''.join(f'<tr><td>{html.escape(k)}</td><td style="text-align:right">{v}</td></tr>' for k, v in rows)
     def listed(notes, head):
-        items = ''.join(f'<li>{html.escape(p)}</li>' for p in notes[:20]) + (f'<li>and {notes.count - 20} more</li>' if notes.count > 20 else '')
+        items = ''.join(f'<li>{html.escape(p)}</li>' for p in notes[:20])
+        if notes.count > 20: items += f'<li>and {notes.count - 20} more</li>'
         return f'<p>{head}:</p><ul>{items}</ul>' if notes else ''
     below = listed(a.guessed, 'Encodings that were guessed') + listed(a.problems, f"{_n(a.problems.count, 'problem')}, skipped")
     return f'<p><b>{html.escape(self.name)}</b> from {html.escape(str(self.path))}</p><table>{body}</table>{below}'

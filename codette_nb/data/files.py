@@ -11,7 +11,7 @@ __all__ = ['BROKEN', 'CODECS', 'ENCODINGS', 'PIECE', 'MARKS', 'LANGUAGES', 'DROP
            'is_junk', 'zip_members', 'tar_members', 'open_blobs', 'read_file']
 
 # %% ../../nbs/11x_data.files.ipynb #fil-imports
-import bz2, codecs, csv, gzip, io, jinja2, json, lzma, math, os, re, stat, struct, tarfile, zipfile, zlib
+import bz2, codecs, csv, io, jinja2, json, lzma, math, os, re, stat, struct, tarfile, zipfile, zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,7 +52,8 @@ class Account:
     empty: int = 0   # files, lines and rows without text
 
 # %% ../../nbs/11x_data.files.ipynb #fil-meter
-BROKEN = EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error
+BROKEN = (EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError,
+          OverflowError, struct.error)   # what damaged files raise in the standard library
 
 @dataclass
 class Gauge:
@@ -69,6 +70,7 @@ class Gauge:
         self.spent = True
         raise CodetteError(f"a compression bomb: more than {human_bytes(most)} out of {human_bytes(self.packed)}")
 
+# %% ../../nbs/11x_data.files.ipynb #fil-meter2
 class Meter(io.RawIOBase):
     "A stream of bytes that is counted, and whose errors are `CodetteError`."
     def __init__(self, raw, gauge=None): self.raw, self.gauge, self.broken = raw, gauge, False; self.allow()
@@ -101,11 +103,14 @@ def _zstd():
             except zstandard.ZstdError as e: raise ValueError(str(e)) from e
     return Frame()
 
-CODECS = {'.gz': lambda: zlib.decompressobj(31), '.bz2': bz2.BZ2Decompressor, '.xz': lambda: lzma.LZMADecompressor(memlimit=1 << 28), '.zst': _zstd}
+CODECS = {'.gz': lambda: zlib.decompressobj(31), '.bz2': bz2.BZ2Decompressor, '.xz': lambda: lzma.LZMADecompressor(memlimit=1 << 28),
+          '.zst': _zstd}
 
+# %% ../../nbs/11x_data.files.ipynb #fil-codec2
 class Inflate:
     "The content of a compressed file, for reading in order; several streams in a row are read as one."
-    def __init__(self, file, suffix): self.file, self.make, self.tool, self.rest, self.out = file, CODECS[suffix], None, b'', memoryview(b'')
+    def __init__(self, file, suffix):
+        self.file, self.make, self.tool, self.rest, self.out = file, CODECS[suffix], None, b'', memoryview(b'')
 
     def read(self, n):
         while not self.out:
@@ -124,8 +129,8 @@ class Inflate:
         return data
 
 # %% ../../nbs/11x_data.files.ipynb #fil-guess
-ENCODINGS = ('cp1252', 'cp1250', 'cp1251', 'koi8_r', 'cp932', 'euc_jp', 'gb18030', 'cp949', 'big5', 'cp1253', 'iso8859_2', 'cp1254', 'cp1255',
-             'cp1256', 'cp866', 'iso8859_5', 'cp850', 'mac_roman')   # the most widespread first
+ENCODINGS = ('cp1252', 'cp1250', 'cp1251', 'koi8_r', 'cp932', 'euc_jp', 'gb18030', 'cp949', 'big5', 'cp1253', 'iso8859_2', 'cp1254',
+             'cp1255', 'cp1256', 'cp866', 'iso8859_5', 'cp850', 'mac_roman')   # the most widespread first
 
 def guess_encoding(
     data: bytes, # bytes that are not UTF-8, some kilobytes at least where there are as many
@@ -134,7 +139,8 @@ def guess_encoding(
     from charset_normalizer import from_bytes
     letters = [c for c in data.decode('utf-8', 'replace') if c > '\x7f']
     damaged = letters.count('\ufffd')
-    if len(re.findall(rb'[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]', data)) > len(data)/100: raise CodetteError("binary data, not text (control characters)")
+    control = re.findall(rb'[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]', data)
+    if len(control) > len(data)/100: raise CodetteError("binary data, not text (control characters)")
     if len(letters) >= 2*damaged: raise CodetteError("UTF-8 with damaged places")
     found = from_bytes(data, cp_isolation=list(ENCODINGS), preemptive_behaviour=False)
     fits = [(m.chaos, m.coherence, e) for m in found for e in m.could_be_from_charset if e in ENCODINGS]
@@ -145,7 +151,8 @@ def guess_encoding(
 
 # %% ../../nbs/11x_data.files.ipynb #fil-pieces
 PIECE = 1 << 18    # bytes
-MARKS = (codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'), (codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16')
+MARKS = ((codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'), (codecs.BOM_UTF8, 'utf-8-sig'),
+         (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))
 
 def _around(data, at):
     # whole lines around a byte, no more than is needed for a guess
@@ -162,10 +169,12 @@ def text_pieces(
     encoding, guessed, plain, line = next((e for m, e in MARKS if data.startswith(m)), 'utf-8'), False, True, 1
     decoder, ends = codecs.getincrementaldecoder(encoding)(), io.IncrementalNewlineDecoder(None, translate=True)
     while True:
-        if b'\0' in data and encoding not in ('utf-16', 'utf-32'): raise CodetteError(f"binary data, not text (a NUL in line {line + data[:data.index(0)].count(10)})")
+        if b'\0' in data and encoding not in ('utf-16', 'utf-32'):
+            raise CodetteError(f"binary data, not text (a NUL in line {line + data[:data.index(0)].count(10)})")
         try: text = decoder.decode(data, not data)
         except UnicodeDecodeError as e:
-            where = f"not {encoding.removesuffix('-sig').upper()} at line {line + e.object[:e.start].count(10)} (byte 0x{e.object[e.start]:02x})"
+            at = line + e.object[:e.start].count(10)
+            where = f"not {encoding.removesuffix('-sig').upper()} at line {at} (byte 0x{e.object[e.start]:02x})"
             if encoding != 'utf-8' or not plain: raise CodetteError(f"{where}: save it as UTF-8") from e
             try: encoding, guessed = declared or guess_encoding(_around(e.object, e.start)), not declared
             except CodetteError as why: raise CodetteError(f"{where}: {why}") from e
@@ -181,6 +190,7 @@ def text_pieces(
     if tail := ends.decode('', True): yield tail
     note(encoding, guessed)
 
+# %% ../../nbs/11x_data.files.ipynb #fil-decode
 def decode_text(
     data: bytes,   # a whole file
     note=lambda encoding, guessed: None, # is told the encoding
@@ -207,14 +217,17 @@ def cut_text(
 
 # %% ../../nbs/11x_data.files.ipynb #fil-text
 LANGUAGES = {
-    'text': '.txt .text', 'Markdown': '.md .markdown .mdx .qmd .rmd', 'reStructuredText': '.rst', 'AsciiDoc': '.adoc', 'Org': '.org', 'LaTeX': '.tex',
-    'Python': '.py .pyi', 'JavaScript': '.js .mjs .cjs .jsx', 'TypeScript': '.ts .tsx', 'C': '.c .h', 'C++': '.cpp .cc .cxx .hpp .hh .hxx', 'CUDA': '.cu .cuh',
-    'C#': '.cs', 'Java': '.java', 'Kotlin': '.kt .kts', 'Scala': '.scala', 'Go': '.go', 'Rust': '.rs', 'Zig': '.zig', 'Swift': '.swift', 'Dart': '.dart',
-    'Ruby': '.rb', 'PHP': '.php', 'Perl': '.pl .pm', 'Lua': '.lua', 'R': '.r', 'Julia': '.jl', 'Fortran': '.f .f90 .f95', 'Haskell': '.hs', 'OCaml': '.ml .mli',
-    'Elixir': '.ex .exs', 'Erlang': '.erl', 'Lisp': '.lisp .el .scm .clj', 'Shell': '.sh .bash .zsh .fish', 'PowerShell': '.ps1', 'SQL': '.sql',
-    'CSS': '.css .scss .less', 'Vue, Svelte': '.vue .svelte', 'YAML': '.yaml .yml', 'TOML': '.toml', 'settings': '.ini .cfg', 'Make': '.mk .cmake',
+    'text': '.txt .text', 'Markdown': '.md .markdown .mdx .qmd .rmd', 'reStructuredText': '.rst', 'AsciiDoc': '.adoc',
+    'Org': '.org', 'LaTeX': '.tex', 'Python': '.py .pyi', 'JavaScript': '.js .mjs .cjs .jsx', 'TypeScript': '.ts .tsx',
+    'C': '.c .h', 'C++': '.cpp .cc .cxx .hpp .hh .hxx', 'CUDA': '.cu .cuh', 'C#': '.cs', 'Java': '.java',
+    'Kotlin': '.kt .kts', 'Scala': '.scala', 'Go': '.go', 'Rust': '.rs', 'Zig': '.zig', 'Swift': '.swift', 'Dart': '.dart',
+    'Ruby': '.rb', 'PHP': '.php', 'Perl': '.pl .pm', 'Lua': '.lua', 'R': '.r', 'Julia': '.jl', 'Fortran': '.f .f90 .f95',
+    'Haskell': '.hs', 'OCaml': '.ml .mli', 'Elixir': '.ex .exs', 'Erlang': '.erl', 'Lisp': '.lisp .el .scm .clj',
+    'Shell': '.sh .bash .zsh .fish', 'PowerShell': '.ps1', 'SQL': '.sql', 'CSS': '.css .scss .less',
+    'Vue, Svelte': '.vue .svelte', 'YAML': '.yaml .yml', 'TOML': '.toml', 'settings': '.ini .cfg', 'Make': '.mk .cmake',
     'Protocol Buffers': '.proto'}
 
+# %% ../../nbs/11x_data.files.ipynb #fil-blob
 @dataclass
 class Blob:
     "A file, or a member of an archive, that is open for reading."
@@ -281,7 +294,8 @@ def _tree(text):
             if len(self.tagStack) > 5000: raise CodetteError("HTML with tags nested deeper than 5000")
             super().pushTag(tag)
     try: return Page(text, 'html.parser')
-    except (AssertionError, RecursionError, LookupError, ArithmeticError, TypeError) as e: raise CodetteError(f"HTML that cannot be parsed: {e}") from e
+    except (AssertionError, RecursionError, LookupError, ArithmeticError, TypeError) as e:
+        raise CodetteError(f"HTML that cannot be parsed: {e}") from e
 
 # %% ../../nbs/11x_data.files.ipynb #fil-html2
 def html_text(
@@ -317,7 +331,8 @@ def html_records(blob: Blob):
 class _Watched:
     # bytes for ijson, counted since the last value
     STRING, INSIDE = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.S), re.compile(rb'(?:[^"\\]++|\\.)*+', re.S)
-    def __init__(self, stream, limit): self.stream, self.limit, self.n, self.brackets, self.depth, self.inside, self.rest = stream, limit, 0, 0, 0, False, b''
+    def __init__(self, stream, limit):
+        self.stream, self.limit, self.n, self.brackets, self.depth, self.inside, self.rest = stream, limit, 0, 0, 0, False, b''
 
     def nest(self, data):
         data, self.rest = self.rest + data, b''
@@ -340,6 +355,7 @@ class _Watched:
         if self.brackets > JSON_VALUES: raise CodetteError(f"a value of more than {JSON_VALUES:,} brackets and commas: the rest is skipped")
         return data
 
+# %% ../../nbs/11x_data.files.ipynb #fil-recode
 class _Recoded(io.RawIOBase):
     # UTF-8 from a text that is not
     def __init__(self, pieces): self.pieces, self.rest = pieces, b''
@@ -374,19 +390,22 @@ def json_values(
     if not start: return
     watched, i = _Watched(stream, limit), 0
     try:
-        for i, value in enumerate(ijson.items(watched, 'item' if start == b'[' else '', multiple_values=True, use_float=True, buf_size=PIECE), 1):
+        prefix = 'item' if start == b'[' else ''
+        for i, value in enumerate(ijson.items(watched, prefix, multiple_values=True, use_float=True, buf_size=PIECE), 1):
             watched.n = watched.brackets = 0
             yield value
     except ijson.JSONError as e:
         said = re.sub(r"^b?['\"]?(?:lexical|parse) error: |\\n.*|\.['\"]?$", '', str(e).split('\n')[0])
         raise CodetteError(f"not JSON after record {i} ({said}): the rest is skipped") from e
-    except (ValueError, ArithmeticError, RecursionError, UnicodeError) as e: raise e if isinstance(e, CodetteError) else CodetteError(f"not JSON after record {i} ({e}): the rest is skipped") from e
+    except CodetteError: raise
+    except (ValueError, ArithmeticError, RecursionError) as e: raise CodetteError(f"not JSON after record {i} ({e}): the rest is skipped") from e
 
 def _each(values, blob, what):
     # records from values; those that are none are named by their number
     for i, value in enumerate(values, 1):
         try: record = from_dict(value)
-        except (ValueError, TypeError, KeyError, AttributeError) as e: blob.account.problems.append(f'{blob.where}: {what} {i}: {str(e) or type(e).__name__}')
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            blob.account.problems.append(f'{blob.where}: {what} {i}: {str(e) or type(e).__name__}')
         else: yield record
 
 def json_records(blob: Blob):
@@ -403,7 +422,8 @@ def record_columns(
     for shape in SHAPES:
         if set(shape) <= set(names): return [*shape, *(n for n in ('tools', 'system', 'input') if n in names)]
     have = ', '.join(map(str, names[:20])) + (f' and {len(names) - 20} more' if len(names) > 20 else '')
-    raise CodetteError(f"no column named text, messages or conversations, nor a pair like prompt and response: its columns are {have or 'none'}")
+    raise CodetteError("no column named text, messages or conversations, nor a pair like prompt and response: "
+                       f"its columns are {have or 'none'}")
 
 # %% ../../nbs/11x_data.files.ipynb #fil-csv
 def _lines(pieces, limit):
@@ -426,9 +446,11 @@ class _Rows:
     def __next__(self):
         line = next(self.lines)
         self.n += len(line)
-        if self.n > self.limit: raise CodetteError(f"a row over {human_bytes(self.limit)} (a quote that is never closed?): the rest is skipped")
+        if self.n > self.limit:
+            raise CodetteError(f"a row over {human_bytes(self.limit)} (a quote that is never closed?): the rest is skipped")
         return line
 
+# %% ../../nbs/11x_data.files.ipynb #fil-csv2
 def csv_records(blob: Blob):
     "Yield a record a row; torn rows go into the account."
     csv.field_size_limit(max(csv.field_size_limit(), blob.limits.record))
@@ -447,7 +469,8 @@ def csv_records(blob: Blob):
                 if not row: continue
                 if len(row) != len(names): raise CodetteError(f"{len(row)} fields where the header has {len(names)}")
                 record = from_dict({c: row[i] for c, i in columns})
-            except (ValueError, TypeError, KeyError, AttributeError) as e: blob.account.problems.append(f'{blob.where}:{reader.line_num + 1}: {e}')
+            except (ValueError, TypeError, KeyError, AttributeError) as e:
+                blob.account.problems.append(f'{blob.where}:{reader.line_num + 1}: {e}')
             else: yield record
     except csv.Error as e: raise CodetteError(f"not CSV at line {reader.line_num + 1} ({e}): the rest is skipped") from e
 
@@ -465,11 +488,13 @@ def _full(value):
 
 def _check_types(pa, schema, columns):
     t = pa.types
-    text = lambda x: t.is_string(x) or t.is_large_string(x) or t.is_string_view(x) or t.is_null(x) or t.is_dictionary(x) and text(x.value_type)
+    flat = t.is_string, t.is_large_string, t.is_string_view, t.is_null
+    text = lambda x: any(f(x) for f in flat) or t.is_dictionary(x) and text(x.value_type)
     for c in columns:
         kind = schema.field(c).type
         chat = c in ('messages', 'conversations', 'tools')
-        if not (text(kind) or chat and (t.is_list(kind) or t.is_large_list(kind))): raise CodetteError(f"its column {c} holds {str(kind)[:60]}, not {'a chat' if chat else 'text'}")
+        if text(kind) or chat and (t.is_list(kind) or t.is_large_list(kind)): continue
+        raise CodetteError(f"its column {c} holds {str(kind)[:60]}, not {'a chat' if chat else 'text'}")
 
 def _parquet_batches(pa, blob):
     if blob.path is None: raise CodetteError("Parquet within a compressed file or an archive cannot be read in order: unpack it")
@@ -479,7 +504,8 @@ def _parquet_batches(pa, blob):
         for g in range(file.num_row_groups):
             # asking for more than this, a damaged footer ends the process from within C++ (pyarrow 26: `row_group(g).column(0)`)
             out, packed = file.metadata.row_group(g).total_byte_size, os.path.getsize(blob.path)
-            if out > max(blob.limits.start, blob.limits.ratio*packed): raise CodetteError(f"a compression bomb: {human_bytes(out)} out of {human_bytes(packed)}")
+            if out > max(blob.limits.start, blob.limits.ratio*packed):
+                raise CodetteError(f"a compression bomb: {human_bytes(out)} out of {human_bytes(packed)}")
             yield from file.iter_batches(ROWS, row_groups=[g], columns=columns, use_threads=False)
 
 # %% ../../nbs/11x_data.files.ipynb #fil-arrow2
@@ -503,6 +529,7 @@ def _arrow_batches(pa, blob):
         for batch in reader:
             for i in range(0, batch.num_rows, ROWS): yield batch.select(columns).slice(i, ROWS)
 
+# %% ../../nbs/11x_data.files.ipynb #fil-rows
 def _rows(blob, batches):
     pa = _pyarrow()
     try:
@@ -525,8 +552,9 @@ def arrow_records(blob: Blob):
 
 # %% ../../nbs/11x_data.files.ipynb #fil-kind
 READERS = {s: text_records for suffixes in LANGUAGES.values() for s in suffixes.split()} | {
-    '.ipynb': notebook_records, '.html': html_records, '.htm': html_records, '.xhtml': html_records, '.jsonl': jsonl_records, '.ndjson': jsonl_records,
-    '.json': json_records, '.csv': csv_records, '.tsv': csv_records, '.parquet': parquet_records, '.arrow': arrow_records, '.feather': arrow_records}
+    '.ipynb': notebook_records, '.html': html_records, '.htm': html_records, '.xhtml': html_records, '.jsonl': jsonl_records,
+    '.ndjson': jsonl_records, '.json': json_records, '.csv': csv_records, '.tsv': csv_records, '.parquet': parquet_records,
+    '.arrow': arrow_records, '.feather': arrow_records}
 ARCHIVES = '.zip', '.tar'
 SHORT = {'.tgz': '.tar.gz', '.tbz2': '.tar.bz2', '.txz': '.tar.xz', '.tzst': '.tar.zst'}
 SUFFIXES = *READERS, *ARCHIVES, *CODECS, *SHORT
@@ -571,7 +599,8 @@ def _admit(name, blob):
     return False
 
 def _member(blob, name, file, gauge=None):
-    return replace(blob, name=f'{blob.name}/{_show(name)}', where=f'{blob.where}/{_show(name)}', stream=io.BufferedReader(Meter(file, gauge), PIECE), path=None)
+    stream, name = io.BufferedReader(Meter(file, gauge), PIECE), _show(name)
+    return replace(blob, name=f'{blob.name}/{name}', where=f'{blob.where}/{name}', stream=stream, path=None)
 
 def _directory_bytes(file):
     # of a zip's list of members, which is loaded whole; a newer list lies before the older one
@@ -588,11 +617,11 @@ def zip_members(
     file,       # its bytes, seekable
 ):
     "Yield the readable members of a zip as blobs; what is not read goes into the account."
-    if (n := _directory_bytes(file)) > blob.limits.header: raise CodetteError(f"a list of members of {human_bytes(n)}, over {human_bytes(blob.limits.header)}")
-    try: members = zipfile.ZipFile(file).infolist()
+    if (n := _directory_bytes(file)) > blob.limits.header:
+        raise CodetteError(f"a list of members of {human_bytes(n)}, over {human_bytes(blob.limits.header)}")
+    try: archive = zipfile.ZipFile(file)
     except (OSError, *BROKEN) as e: raise CodetteError(f"damaged: {e}") from e
-    archive = zipfile.ZipFile(file)
-    for info in members:
+    for info in archive.infolist():
         if info.is_dir() or not _admit(info.filename, blob): continue
         say = lambda why: blob.account.problems.append(f'{blob.where}/{_show(info.filename)}: {why}')
         if stat.S_ISLNK(info.external_attr >> 16): say('a link is not followed'); continue
@@ -607,12 +636,14 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, tar):
         try: return super().fromtarfile(tar)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as e: raise CodetteError(f"damaged at byte {tar.offset}: {e}") from e
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as e:
+            raise CodetteError(f"damaged at byte {tar.offset}: {e}") from e
 
     def _block(self, count):
         if count < 0: raise tarfile.InvalidHeaderError("a size below zero")
         return super()._block(count)
 
+# %% ../../nbs/11x_data.files.ipynb #fil-tar2
 def tar_members(
     blob: Blob, # a .tar, uncompressed already
 ):
@@ -648,7 +679,8 @@ def _checked(record):
         data = render(record).encode('utf-8')
         ''.join(names).encode('utf-8')
     except UnicodeEncodeError as e: raise CodetteError('half of a character pair (a lone surrogate)') from e
-    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as e: raise CodetteError(f"not a chat: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as e:
+        raise CodetteError(f"not a chat: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
     if b'\0' in data: raise CodetteError('a NUL character in the text')
     return data
 
