@@ -11,13 +11,39 @@ __all__ = ['SETTING', 'COMMON', 'PEOPLE', 'THINGS', 'PLACES', 'KINDS', 'PROGRAMS
            'as_it_stands', 'hour_in_file', 'most_in_message']
 
 # %% ../../nbs/11ba_data.calls.ipynb #call-imports
-import json, re, tempfile
+import atexit, json, os, re, shutil, tempfile
 from contextlib import contextmanager
 from datetime import datetime
 from ..core import CodetteError
 from .records import Record
 from .sources import answer, family
 from .tools import TOOLS, Workspace, check_value, faulty_fetch, fetch_local, plain, run_tool, trusted_python
+
+# %% ../../nbs/11ba_data.calls.ipynb #call-folders
+_FOLDERS = {} # process number -> empty folders that wait for the next record
+
+def _empty(folder):
+    # removes what is in a folder; a link is removed, never what it leads to
+    for entry in os.scandir(folder):
+        shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+
+@atexit.register
+def _tidy():
+    for folder in _FOLDERS.pop(os.getpid(), ()): shutil.rmtree(folder, ignore_errors=True)
+
+@contextmanager
+def _folder():
+    # an empty folder that no other block uses
+    free = _FOLDERS.setdefault(os.getpid(), [])
+    try: folder = free.pop()
+    except IndexError: folder = tempfile.mkdtemp(prefix='codette-')
+    try:
+        yield folder
+        _empty(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    free.append(folder)
 
 # %% ../../nbs/11ba_data.calls.ipynb #call-scratch
 SETTING = 'files', 'knowledge', 'now', 'faults' # what a record keeps so that its calls can be run again
@@ -29,8 +55,8 @@ def scratch(
     now: str|None=None,       # ISO time with an offset, where the clock stands still; None for the real clock
     faults: dict|None=None,   # path -> failures to come, as `faulty_fetch` takes them
 ):
-    "A temporary `Workspace` with the trusted Python and the small web; removed at the end."
-    with tempfile.TemporaryDirectory(prefix='codette-') as d:
+    "A temporary `Workspace` with the trusted Python and the small web; emptied at the end."
+    with _folder() as d:
         clock = None if now is None else lambda: datetime.fromisoformat(now)
         w = Workspace(d, trusted_python, faulty_fetch(faults) if faults else fetch_local, knowledge, clock)
         for name, text in (files or {}).items():
@@ -308,7 +334,7 @@ def list_program(rng, about):
 # %% ../../nbs/11ba_data.calls.ipynb #call-fix
 def _mistake(rng, thing, n):
     # (program that fails, program that works, what was wrong, error)
-    one = thing[:-1]
+    one = thing[:-2] if thing.endswith('xes') else thing[:-1]
     return rng.choice([
         (f'{thing} = {n}\nprint({one})', f'{thing} = {n}\nprint({thing})', f'the name is {thing}, not {one}', 'NameError'),
         (f'stock = {{"{thing}": {n}}}\nprint(stock["{one}"])', f'stock = {{"{thing}": {n}}}\nprint(stock["{thing}"])',
@@ -342,16 +368,16 @@ def _times(n): return f"{n} time{'s' * (n != 1)}"
 @family('tool_use', 'code_execution', check=checked(lambda m: [_times(sum(c == m['letter'] for c in m['text'].lower()))],
                                                     'execute_python'))
 def count_letter(rng, about):
-    "How often a letter stands in a text."
+    "How often a letter appears in a text."
     verb, where = rng.choice('has keeps wants brings sells paints'.split()), rng.choice('in for from'.split())
     text = f'{rng.choice(PEOPLE)} {verb} {rng.choice(THINGS)} {where} the {rng.choice(PLACES)}'
     letter = rng.choice(sorted(set(text.lower()) - {' '}))
-    q = rng.choice([f'How often does the letter {letter} stand in "{text}"?',
+    q = rng.choice([f'How often does the letter {letter} appear in "{text}"?',
                     f'Count the letter {letter} in "{text}", whatever the case.',
                     f'Take the text "{text}". Use Python to count each {letter} in it.'])
     with talk(q, offering(rng, 'execute_python')) as t:
         n = _times(int(t.call('execute_python', code=f'print("{text}".lower().count("{letter}"))')))
-        return t.record(rng.choice([f'The letter {letter} stands there {n}.', f'I counted {letter} {n}.',
+        return t.record(rng.choice([f'The letter {letter} appears there {n}.', f'I found the letter {letter} {n}.',
                                     f'It has the letter {letter} {n}.']), text=text, letter=letter)
 
 # %% ../../nbs/11ba_data.calls.ipynb #call-above
@@ -438,9 +464,9 @@ def packed(rng, about):
     pack = rng.choice('bags crates trays baskets'.split())
     packs, each, loose = rng.randint(2, 12), rng.randint(2, 24), rng.randint(2, 20)
     q = rng.choice([
-        f'{person} has {packs} {pack} with {each} {thing} each and {loose} more {thing} in the {place}. How many is that?',
-        f'In the {place} are {packs} {pack} of {each} {thing} and {loose} single ones. How many {thing} does {person} have?',
-        f'{packs} {pack} hold {each} {thing} each, and {loose} {thing} lie in the {place}. What does {person} have in all?'])
+        f'In the {place} {person} keeps {packs} {pack} with {each} {thing} each and {loose} more {thing}. How many is that?',
+        f'In the {place} {person} has {packs} {pack} of {each} {thing} and {loose} single ones. How many {thing} is that?',
+        f'{packs} {pack} in the {place} hold {each} {thing} each, and {loose} more lie beside them. How many does {person} have in all?'])
     with talk(q, offering(rng, 'calculate', without=('execute_python',))) as t:
         n = t.call('calculate', expression=f'{packs} * {each} + {loose}')
         return t.record(rng.choice([f'{person} has {n} {thing} in all.',
@@ -456,7 +482,7 @@ def percentage(rng, about):
     whole = rng.choice([20, 25, 40, 50, 80, 125, 160, 200])
     part = rng.randint(2, whole - 1)
     q = rng.choice([f'{person} has {whole} {thing} in the {place}, and {part} are {kind}. What percentage is that?',
-                    f'Of {whole} {thing} in the {place} {part} are {kind}. How many percent does {person} write down?',
+                    f'Of {whole} {thing} in the {place}, {part} are {kind}. What percentage should {person} write down?',
                     f'{part} of the {whole} {thing} of {person} are {kind}. Give it in percent.'])
     with talk(q, offering(rng, 'calculate', without=('execute_python',))) as t:
         n = t.call('calculate', expression=f'{part} / {whole} * 100' if rng.random() < .5 else f'100 * {part} / {whole}')
@@ -513,8 +539,8 @@ def _wish(rng):
     # (what is asked, the tool for it, what is lacking, tools that would do as well)
     file, thing, place, n = a_file(rng), rng.choice(THINGS), rng.choice(PLACES), rng.randint(2, 60)
     return rng.choice([
-        (f'How late is it in the {place} now?', 'get_time', 'a clock', ()),
-        (f'Put today\'s date on the {thing}: which is it?', 'get_time', 'a clock', ()),
+        (f'What time is it in the {place} now?', 'get_time', 'a clock', ()),
+        (f'Put today\'s date on the {thing}: what is it?', 'get_time', 'a clock', ()),
         (f'Write "{thing}: {n}" to {file}.', 'write_file', 'a way to write files', ()),
         (f'What does {file} say about {thing}?', 'read_file', 'a way to read files', ('search_files',)),
         (f'Run this program: print("{thing}" * {n})', 'execute_python', 'a way to run programs', ()),
