@@ -10,7 +10,7 @@ __all__ = ['TYPES', 'LIMIT', 'TOOLS', 'RESULT_LIMIT', 'BINARY', 'UNARY', 'ANALYS
            'search', 'respond', 'fetch_local', 'web_search', 'api_call', 'faulty_fetch']
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-imports
-import ast, json, math, operator, os, re, secrets, signal, stat, statistics, subprocess, sys, tempfile, threading
+import ast, json, math, operator, os, queue, re, secrets, signal, stat, statistics, subprocess, sys, tempfile, threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -368,21 +368,29 @@ def execute_python(workspace, code):
 # %% ../../nbs/11b_data.tools.ipynb #tool-worker
 class _Worker:
     def __init__(self):
-        self.lock = threading.Lock()
+        self.lock, self.said = threading.Lock(), queue.SimpleQueue()
         self.p = subprocess.Popen([*_PYTHON, _LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                   encoding='utf-8', env=_environment(), start_new_session=True) # Ctrl-C is for the notebook alone
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def listen(self):
+        for line in self.p.stdout: self.said.put(line)
+        self.said.put('') # the process has ended
 
     def run(self, code, seconds):
         with self.lock:
-            timer = threading.Timer(seconds, self.p.kill)
-            timer.start()
+            result = None
             try:
                 self.p.stdin.write(json.dumps(code) + '\n'); self.p.stdin.flush()
-                return json.loads(self.p.stdout.readline())
-            except (BrokenPipeError, json.JSONDecodeError) as e:
-                _worker.cache_clear() # the next program gets a new process
+                result = json.loads(self.said.get(timeout=seconds))
+                return result
+            except (OSError, ValueError, queue.Empty) as e:
                 raise CodetteError(f"the program was stopped after {seconds} seconds") from e
-            finally: timer.cancel()
+            finally:
+                if result is None: # what it says later must not be taken for the result of the next program
+                    self.p.kill()
+                    self.p.wait()
+                    _worker.cache_clear() # the next program gets a new process
 
 @lru_cache(maxsize=1)
 def _worker(pid): return _Worker()
@@ -513,7 +521,7 @@ def fetch_local(
     if len(url) > 2000 or len(data or '') > LIMIT:
         raise CodetteError("the request is too long: give at most 2000 characters of URL and 1 MB of body")
     connection, lock = _local(os.getpid())
-    if fault == 'timeout': connection = HTTPConnection(connection.host, connection.port, timeout=.005)
+    if fault == 'timeout': connection = HTTPConnection(connection.host, connection.port, timeout=.001)
     target = quote(parts.path or '/', safe='/%') + ('?' + quote(parts.query, safe='=&%+') if parts.query else '')
     with lock:
         text = None
