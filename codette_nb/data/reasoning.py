@@ -55,6 +55,11 @@ RISKS = (('frost', 'a stove'), ('rain', 'a tent'), ('a storm', 'a set of ropes')
          ('a power cut', 'a lantern'), ('fog', 'a horn'))
 FEASTS = 'concert', 'dance', 'dinner', 'fair', 'lecture', 'picnic', 'play', 'race', 'show', 'wedding'
 ROADS = ('dry', .8), ('wet', .5), ('snowy', .3), ('icy', .1)
+TO_HIRE = ('bicycle', 'cart', 'drill', 'ladder', 'lawn mower', 'loom', 'piano', 'projector', 'pump', 'saw', 'sewing machine', 'tent',
+           'trailer', 'water tank')
+FOODS = ('barley', 'beans', 'bread', 'butter', 'cheese', 'flour', 'honey', 'lentils', 'pasta', 'peas', 'potatoes', 'rice', 'spinach',
+         'sugar')
+SOLD = 'basket', 'bench', 'bicycle', 'carpet', 'chair', 'drum', 'lamp', 'mirror', 'radio', 'wardrobe'
 STUFFS = ('butter', 'cheese', 'coffee', 'flour', 'honey', 'barley', 'pepper', 'rice', 'salt', 'soap',
           'sugar', 'tea', 'wool', 'yeast')
 
@@ -71,7 +76,7 @@ def shopping(rng, about):
     who, where, (x, y) = rng.choice(NAMES), rng.choice(PLACES), rng.sample(GOODS, 2)
     m, n, p, q = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 12), rng.randint(2, 12)
     total = m * p + n * q
-    paid = next(note for note in (50, 100, 200, 500) if note > total)
+    paid = next(note for note in (50, 100, 200, 500) if note > total + 1)
     return steps(rng, [
         f'At the {where}, {who} buys {m} {x}s for {p} coins each and {n} {y}s for {q} coins each, and pays with {paid} coins. '
         f'How much comes back?',
@@ -94,7 +99,7 @@ def check_discount(r, about):
 @family('mixed_reasoning', 'arithmetic', check_discount)
 def discount(rng, about):
     "A price, a percentage off, and a fee on top."
-    who, what, where = rng.choice(NAMES), rng.choice(GOODS + HEAVY), rng.choice(PLACES)
+    who, what, where = rng.choice(NAMES), rng.choice(SOLD + HEAVY), rng.choice(PLACES)
     price, percent, fee = 20 * rng.randint(2, 24), rng.choice((5, 10, 15, 20, 25, 30, 40, 50)), rng.randint(2, 30)
     off = price * percent // 100
     return steps(rng, [
@@ -128,7 +133,7 @@ def dealing(rng, about):
     who, what, group, k = rng.choice(NAMES), rng.choice(GOODS), rng.choice(GROUPS), rng.randint(3, 12)
     lost, each, left = rng.randint(2, 9), rng.randint(2, 15), rng.randint(1, k - 1)
     n = k * each + left + lost
-    fate = rng.choice(('are broken', 'are lost', 'are missing', 'are spoilt', 'were stolen'))
+    fate = rng.choice(('are damaged', 'are lost', 'are missing', 'were given away', 'were stolen'))
     return steps(rng, [
         f'{who} shares {n} {what}s evenly among {k} people of the {group}, but {lost} {fate}. How many does each get, and what '
         f'is left over?',
@@ -186,17 +191,19 @@ def check_recipe(r, about):
 @family('mixed_reasoning', 'arithmetic', check_recipe, held_out=True)
 def recipe(rng, about):
     "The rule of three, and what it costs."
-    who, stuff, where = rng.choice(NAMES), rng.choice(STUFFS), rng.choice(PLACES)
-    p, q = rng.sample(range(2, 13), 2)
-    each, price = 10 * rng.randint(2, 30), rng.randint(2, 9)
-    g, need = p * each, q * each
+    who, stuff, where = rng.choice(NAMES), rng.choice(FOODS), rng.choice(PLACES)
+    while True:
+        (p, q), each, price = rng.sample(range(2, 13), 2), 10 * rng.randint(2, 30), rng.randint(2, 9)
+        g, need = p * each, q * each
+        if val(need * price / 100) == need * price / 100: break   # a price is not rounded
     return steps(rng, [
         f'For {p} guests {who} takes {g} g of {stuff}. How much for {q} guests of the {where}, and what does it cost at {price} '
         f'coins for 100 g?',
         f'A recipe of the {where} has {g} g of {stuff} for {p} people. {who} cooks for {q} and pays {price} coins per 100 g. '
         f'Find weight and price.',
-        f'{who} needs {stuff} for {q} people at the {where}: {g} g are right for {p}, and 100 g cost {price} coins.'],
-        f'one person has {g} / {p} = {each} g.', f'for {q} it is {each} * {q} = {need} g.',
+        f'{who} needs {stuff} for {q} people at the {where}: {g} g are right for {p}, and 100 g cost {price} coins. What will it '
+        f'weigh and cost?'],
+        f'one person takes {g} / {p} = {each} g.', f'for {q} it is {each} * {q} = {need} g.',
         [f'the price is {need} * {price} / 100 {eq(need * price / 100)}.',
          f'{need} * {price} / 100 {eq(need * price / 100)} to pay.'],
         [f'{need} g of {stuff} for {num(need * price / 100)} coins.',
@@ -227,9 +234,9 @@ def ordering(rng, about):
         [f'put each pair the same way: {x} before {y}, {y} before {z}, {z} before {w}.',
          f'from {more} to {less}: {x}, then {y}; {y}, then {z}; {z}, then {w}.'],
         [f'the pairs form one chain: {x}, {y}, {z}, {w}.', f'joined at the shared names: {x}, {y}, {z}, {w}.'],
-        [f'no other of the 24 orders has {y} and {z} so.', f'of 24 orders only the one from {x} to {w} fits.',
+        [f'any other of the 24 orders goes against a clue about {y} or {z}.', f'of 24 orders only the one from {x} to {w} fits.',
          f'with {x} before {y} and {z} before {w}, 24 orders shrink to one.',
-         f'four people have 24 orders; the rest of them fail.'],
+         f'four people have 24 orders; all the others fail.'],
         [f'{who} is the {word}.', f'{who} is the {word}, at the {"head" if most else "end"} of the chain.'],
         clues=[list(c) for c in clues], people=order, more=more, most=most)
 
@@ -366,7 +373,7 @@ def liars(rng, about):
 # %% ../../nbs/11d_data.reasoning.ipynb #rea-amount
 def _sentence(text):
     # a capital, where the text begins with a word and not with a symbol
-    return text[0].upper() + text[1:] if re.match(r'(?!sqrt)[a-z]{2,}[ ,:]|a ', text) else text
+    return text[0].upper() + text[1:] if re.match(r'(?!sqrt)[a-z]{2,}[ ,:;]|a ', text) else text
 
 def _groups(pairs):
     # (key, title) pairs -> key to its titles, in order
@@ -403,10 +410,11 @@ def _apart(rng, unit, these):
     # these: title -> Look, of one unit; the largest and the smallest number, and their difference
     (low, k), (high, l) = (f(these.items(), key=lambda kv: kv[1].value) for f in (min, max))
     d = Decimal(num(l.value)) - Decimal(num(k.value))
-    sum_ = f'{num(l.value)} - {num(k.value)} {eq(float(d))}'
-    return rng.choice([f'{high} has {l.what}, {low} {k.what}: {sum_} {unit}.',
-                       f'in {unit} it is {sum_}: {l.what} ({high}), {k.what} ({low}).',
-                       f'{high} gives {num(l.value)} ({l.what}), {low} {num(k.value)} ({k.what}): {sum_} {unit}.'])
+    sum_, gap = f'{num(l.value)} - {num(k.value)} {eq(float(d))}', 'points' if unit == '%' else unit
+    full = f'{sum_} {_amount(float(d), gap).split(" ", 1)[1]}'   # 1 minute, 2 minutes
+    return rng.choice([f'{high} has {l.what}, {low} {k.what}: {full}.',
+                       f'in {"percent" if unit == "%" else unit} it is {sum_}: {l.what} ({high}), {k.what} ({low}).',
+                       f'{high} gives {num(l.value)} ({l.what}), {low} {num(k.value)} ({k.what}): {full}.'])
 
 def _differ(rng, looks):
     # looks: title -> Look; the sentence after 'Differ'
@@ -416,13 +424,16 @@ def _differ(rng, looks):
     units = {u: {t: looks[t] for t in ts} for u, ts in _groups((k.unit, t) for t, k in counted.items()).items()}
     wide = [u for u, these in units.items() if len({k.value for k in these.values()}) > 1]
     out += [_apart(rng, u, units[u]) for u in wide]
-    rest = [next(iter(these.items())) for u, these in units.items() if len(units) > 1 and u not in wide]
+    silent = [t for t in looks if t not in counted]
+    rest = [next(iter(these.items())) for u, these in units.items() if (len(units) > 1 or silent) and u not in wide]
     if rest:
         out.append(rng.choice([', '.join(f'{t} counts {k.what} ({_amount(k.value, k.unit)})' for t, k in rest) + '.',
                                '; '.join(f'{t} has {_amount(k.value, k.unit)}, {k.what}' for t, k in rest) + '.',
                                '; '.join(f'to {t} it is {k.what}, {_amount(k.value, k.unit)}' for t, k in rest) + '.']))
-    silent = [t for t in looks if t not in counted]
-    if silent: out.append(rng.choice([f'{_names(silent)} gives no number.', f'no number from {_names(silent)}.']))
+    if silent:
+        who = _names(silent)
+        out.append(rng.choice([f'{who} judges the argument and gives no number.', f'no number from {who}, which tests an argument.',
+                               f'{who} asks what follows, not how much.']))
     if not out:
         (t, k), (u, l) = list(looks.items())[:2]
         out.append(rng.choice([f'only in its meaning: {k.what} for {t}, {l.what} for {u}.',
@@ -643,12 +654,12 @@ def packing(rng, about):
         'minutes there and back. Plan the trips.',
         f'How many trips of {minutes} minutes by {ride} does {who} need for {n} {what}s to the {where}, with {c} in a box and '
         f'{k} boxes at a time?'],
-        f'{n} / {c} {eq(n / c)}, rounded up to {boxes} {"box" if boxes == 1 else "boxes"}.',
-        f'{boxes} / {k} {eq(boxes / k)}, rounded up to {times(trips, "trip")}.',
+        f'{n} / {c} {eq(n / c)}, {"rounded up to" if n % c else "so"} {boxes} {"box" if boxes == 1 else "boxes"}.',
+        f'{boxes} / {k} {eq(boxes / k)}, {"rounded up to" if boxes % k else "so"} {times(trips, "trip")}.',
         [f'{trips} * {minutes} = {trips * minutes} minutes on the way.',
          f'time on the way: {trips} * {minutes} = {trips * minutes} minutes.'],
-        [f'{who} is done after {trips * minutes} minutes; a part of a box needs a whole one.',
-         f'by {ride} it takes {trips * minutes} minutes, the last box perhaps not full.'], n=n, c=c, k=k, minutes=minutes)
+        [f'{who} is done after {trips * minutes} minutes, in {times(trips, "trip")}.',
+         f'by {ride} it takes {trips * minutes} minutes, the last box {"not full" if n % c else "full like the others"}.'], n=n, c=c, k=k, minutes=minutes)
 
 # %% ../../nbs/11d_data.reasoning.ipynb #rea-speed
 def check_speed(r, about):
@@ -661,7 +672,7 @@ def check_speed(r, about):
 def speed(rng, about):
     "Kilometres an hour in metres a second, and the way in some seconds."
     who, where = rng.choice(NAMES), rng.choice(PLACES)
-    ride = rng.choice(('bus', 'car', 'coach', 'ferry', 'horse', 'sledge', 'train', 'tram', 'truck', 'yacht'))
+    ride = rng.choice(('bus', 'car', 'coach', 'lorry', 'motorcycle', 'taxi', 'train', 'tram', 'truck', 'van'))
     kmh, t = 9 * rng.randint(2, 12), rng.randint(3, 60)
     v = kmh / 3.6
     return steps(rng, [
@@ -672,7 +683,8 @@ def speed(rng, about):
          f'the {ride} goes 1000 m in 3600 s for each 1 km/h: divide by 3.6.'],
         f'{kmh} / 3.6 {eq(v, "m/s")}.',
         f'in {t} s the {ride} goes {num(v)} * {t} {eq(v * t, "m")}.',
-        [f'{num(v * t)} m.', f'the {ride} goes {num(v * t)} m past the {where}.', f'{who} finds {num(v * t)} m.'], kmh=kmh, t=t)
+        [f'{num(v * t)} m, at {num(v)} m/s.', f'at {num(v)} m/s the {ride} goes {num(v * t)} m.',
+         f'{who} finds {num(v)} m/s and {num(v * t)} m.'], kmh=kmh, t=t)
 
 # %% ../../nbs/11d_data.reasoning.ipynb #rea-tank
 def check_tank(r, about):
@@ -686,8 +698,8 @@ def check_tank(r, about):
 def tank(rng, about):
     "Centimetres to litres, and the time to fill."
     who, where = rng.choice(NAMES), rng.choice(PLACES)
-    what = rng.choice(('aquarium', 'basin', 'bath', 'box', 'chest', 'sink', 'tank', 'trough', 'tub', 'vat'))
-    l, w, h, rate = 10 * rng.randint(3, 20), 10 * rng.randint(2, 9), 10 * rng.randint(2, 9), rng.randint(2, 20)
+    what = rng.choice(('aquarium', 'basin', 'bath', 'cistern', 'pool', 'sink', 'tank', 'trough', 'tub', 'vat'))
+    l, w, h, rate = 10 * rng.randint(3, 20), 10 * rng.randint(2, 7), 10 * rng.randint(2, 7), rng.randint(2, 20)
     litres = l * w * h // 1000
     return steps(rng, [
         f'The {what} of the {where} measures {l} by {w} by {h} cm. {who} fills it with {rate} litres a minute. How long does '
@@ -743,43 +755,49 @@ def exchange(rng, about):
     who, where, money = rng.choice(NAMES), rng.choice(PLACES), rng.choice(MONEY)
     n, rate, fee = rng.randint(60, 400), rng.randint(3, 16), rng.randint(2, 20)
     whole, rest = divmod(n - fee, rate)
+    if not rest: n, rest = n + 2, 2
     return steps(rng, [
         f'The bank at the {where} takes {fee} coins and then {rate} coins for each of the {money}. How many whole {money} does '
         f'{who} get for {n} coins?',
         f'{who} changes {n} coins into {money} at the {where}, {rate} coins apiece, after a fee of {fee} coins. How many, and '
         f'what is left?',
-        f'Whole {money} only: {rate} coins apiece, a fee of {fee} at the {where}. {who} brings {n} coins.'],
+        f'Whole {money} only: {rate} coins apiece, a fee of {fee} at the {where}. {who} brings {n} coins. What comes out?'],
         [f'after the fee {n} - {fee} = {n - fee} coins are left.', f'the fee first: {n} - {fee} = {n - fee}.'],
         f'{n - fee} / {rate} {eq((n - fee) / rate)}, of which {whole} are whole.',
-        [f'they cost {whole} * {rate} = {whole * rate}, and {n - fee} - {whole * rate} = {rest} coins remain.',
-         f'{whole} * {rate} = {whole * rate} coins are changed, {n - fee} - {whole * rate} = {rest} kept.'],
-        [f'{who} gets {whole} {money}.', f'{whole} {money} for {who}.', f'the {where} pays out {whole} {money}.'],
+        [f'they cost {whole} * {rate} = {whole * rate}, and {n - fee} - {whole * rate} = {times(rest, "coin")} left over.',
+         f'{whole} * {rate} = {whole * rate} coins are changed, {n - fee} - {whole * rate} = {rest} left.'],
+        [f'{who} gets {whole} {money} and {times(rest, "coin")} back.', f'{whole} {money} for {who}, with {times(rest, "coin")} left.',
+         f'the {where} pays out {whole} {money} and returns {times(rest, "coin")}.'],
         n=n, rate=rate, fee=fee, money=money)
 
 # %% ../../nbs/11d_data.reasoning.ipynb #rea-temp
+def _tenths(n):
+    # 1202 -> '120.2', 770 -> '77'
+    return f'{n // 10}.{n % 10}'.removesuffix('.0')
+
 def check_temperature(r, about):
     c, k = r.meta['c'], r.meta['k']
-    f, g = (9 * x / 5 + 32 for x in (c, k))
-    says(r, f'1.8 * {c} + 32 {eq(f)}', f'1.8 * {k} + 32 {eq(g)}',
-         f'{num(max(f, g))} - {num(min(f, g))} {eq(val(max(f, g)) - val(min(f, g)))}',
-         'warmer' if k > c else 'colder', f'{num(val(max(f, g)) - val(min(f, g)))} degrees Fahrenheit', '1.8', '32')
+    f, g = (_tenths(18 * x + 320) for x in (c, k))
+    d = _tenths(18 * abs(c - k))
+    says(r, f'1.8 * {c} + 32 = {f}', f'1.8 * {k} + 32 = {g}', f'{f} - {g} = {d}' if c > k else f'{g} - {f} = {d}',
+         'warmer' if k > c else 'colder', f'{d} degrees Fahrenheit', '1.8', '32')
 
 @family('mixed_reasoning', 'units', check_temperature, held_out=True)
 def temperature(rng, about):
     "Degrees Celsius in Fahrenheit, and a difference."
-    who, where, (c, k) = rng.choice(NAMES), rng.choice(PLACES), rng.sample(range(1, 50), 2)
-    f, g = (val(1.8 * x + 32) for x in (c, k))
-    d = max(f, g) - min(f, g)
+    who, where, (c, k) = rng.choice(NAMES), rng.choice(PLACES), rng.sample(range(2, 50), 2)
+    low, high = (f'{round(1.8 * x + 32, 1):g}' for x in sorted((c, k)))
+    d = f'{round(1.8 * abs(c - k), 1):g}'
     return steps(rng, [
         f'At the {where} it was {c} degrees Celsius in the morning and {k} at noon. {who} wants both in Fahrenheit, and the '
         f'difference.',
         f'{who} reads {c} and later {k} degrees Celsius at the {where}. What is that in Fahrenheit, and how much did it change?',
         f'The thermometer of the {where} went from {c} to {k} degrees Celsius. Put it in Fahrenheit for {who}.'],
         ['Fahrenheit is 1.8 times Celsius plus 32.', 'multiply by 1.8 and add 32.'],
-        f'1.8 * {c} + 32 {eq(1.8 * c + 32)} and 1.8 * {k} + 32 {eq(1.8 * k + 32)}.',
-        f'the difference is {num(max(f, g))} - {num(min(f, g))} {eq(d)}.',
-        [f'it grew {"warmer" if k > c else "colder"} by {num(d)} degrees Fahrenheit.',
-         f'{"warmer" if k > c else "colder"} for {who}, by {num(d)} degrees Fahrenheit.'], c=c, k=k)
+        f'1.8 * {c} + 32 = {low if c < k else high} and 1.8 * {k} + 32 = {high if c < k else low}.',
+        f'the difference is {high} - {low} = {d}.',
+        [f'it grew {"warmer" if k > c else "colder"} by {d} degrees Fahrenheit.',
+         f'{"warmer" if k > c else "colder"} for {who}, by {d} degrees Fahrenheit.'], c=c, k=k)
 
 # %% ../../nbs/11d_data.reasoning.ipynb #rea-price
 def check_unit_price(r, about):
@@ -827,7 +845,7 @@ def race(rng, about):
     (x, y), (here, there), d = rng.sample(NAMES, 2), rng.sample(PLACES, 2), rng.randint(2, 20)
     v, w, late = rng.randint(4, 15), rng.randint(10, 30), rng.randint(5, 40)
     t, u = val(60 * d / v), val(60 * d / w)
-    if num(t) == num(val(u + late)): late += 1
+    while num(t) == num(val(u + late)) or num(abs(t - val(u + late))) == '1': late += 1
     total = val(u + late)
     first = x if t < total else y
     return steps(rng, [
@@ -854,11 +872,11 @@ def check_hire(r, about):
 @family('mixed_reasoning', 'comparison', check_hire)
 def hire(rng, about):
     "A fee and a price a day, from two lenders."
-    (who, x, y), what, where, n = rng.sample(NAMES, 3), rng.choice(HEAVY + GOODS), rng.choice(PLACES), rng.randint(2, 21)
+    (who, x, y), what, where, n = rng.sample(NAMES, 3), rng.choice(TO_HIRE), rng.choice(PLACES), rng.randint(2, 21)
     while True:
         f, p, g, q = rng.randint(2, 40), rng.randint(2, 15), rng.randint(2, 40), rng.randint(2, 15)
         s, t = f + n * p, g + n * q
-        if s != t and (f < g) != (p < q): break
+        if abs(s - t) > 1 and (f < g) != (p < q): break
     best, d = x if s < t else y, abs(s - t)
     return steps(rng, [
         f'{x} lends {a(what)} for {f} coins and {p} a day, {y} for {g} coins and {q} a day. {who} needs it for {n} days at the '
@@ -909,25 +927,25 @@ def check_scores(r, about):
     p, n, q, m = (r.meta[i] for i in ('p', 'n', 'q', 'm'))
     x, y = r.meta['people']
     assert p * m != q * n
-    says(r, f'{p} * {m} = {p * m}', f'{q} * {n} = {q * n}', f'{x if p * m > q * n else y} did better', f'{num(100 * p / n)} %',
-         f'{num(100 * q / m)} %')
+    says(r, f'{p} * {m} = {p * m}', f'{q} * {n} = {q * n}', f'{x if p * m > q * n else y} did better', f'100 * {p} / {n} {eq(p / n * 100)} %',
+         f'100 * {q} / {m} {eq(q / m * 100)} %')
 
 @family('mixed_reasoning', 'comparison', check_scores, held_out=True)
 def scores(rng, about):
     "Shares of different wholes, compared crosswise."
     (x, y), where = rng.sample(NAMES, 2), rng.choice(PLACES)
-    deed = rng.choice(('answers', 'arrows', 'dives', 'goals', 'guesses', 'jumps', 'shots', 'throws'))
+    deed = rng.choice(('answers', 'dives', 'guesses', 'jumps', 'passes', 'serves', 'shots', 'throws'))
     n, m = rng.sample(range(8, 41), 2)
     p = q = 0
     while p * m == q * n or num(100 * p / n) == num(100 * q / m): p, q = rng.randint(n // 3, n - 1), rng.randint(m // 3, m - 1)
     best = x if p * m > q * n else y
     return steps(rng, [
-        f'At the {where}, {x} had {p} of {n} {deed} right and {y} {q} of {m}. Who did better?',
+        f'At the {where}, {x} had {p} good {deed} out of {n} and {y} {q} out of {m}. Who did better?',
         f'{p} of {n} {deed} of {x} counted, and {q} of {m} of {y}, in the contest of the {where}. Whose share is larger?',
-        f'Compare {p} of {n} {deed} ({x}) with {q} of {m} ({y}) at the {where}.'],
+        f'Which is the better share at the {where}: {p} good {deed} of {n} ({x}) or {q} of {m} ({y})?'],
         [f'compare {p} / {n} and {q} / {m} by crosswise products.',
          f'which is larger, {p} / {n} or {q} / {m}? Multiply crosswise.'],
         f'{p} * {m} = {p * m} for {x}, {q} * {n} = {q * n} for {y}.',
-        f'in percent it is {num(100 * p / n)} % and {num(100 * q / m)} %.',
+        f'in percent, 100 * {p} / {n} {eq(100 * p / n, "%")} and 100 * {q} / {m} {eq(100 * q / m, "%")}.',
         [f'{best} did better, though the wholes differ.', f'{best} did better: the larger product has the larger share.'],
         p=p, n=n, q=q, m=m, people=[x, y])
