@@ -127,6 +127,7 @@ def difference(rng, about):
     "Two hidden neurons measure a distance."
     (who, other), (unit, tool), where = rng.sample(NAMES, 2), rng.choice(GAUGES), rng.choice(PLACES)
     (a, b), limit = rng.sample(range(2, 40), 2), rng.randint(2, 15)
+    if abs(a - b) == 1: b += 2 if b > a else -2 if b > 3 else 5   # never '1 degrees'
     far, up, down = abs(a - b), max(0, a - b), max(0, b - a)
     loud = far > limit
     return view(rng, 'neural_network', [
@@ -138,7 +139,7 @@ def difference(rng, about):
         f'(1, -1) and (-1, 1) with ReLU, output weights (1, 1), no bias; it warns above {limit}. What does it do?'],
         [f'the inputs {row((a, b))} come from {who} and {other}.', f'two inputs, {row((a, b))}, in {unit}.'],
         ['the hidden neurons have weights (1, -1) and (-1, 1), the last has (1, 1), and no bias is added.',
-         'each hidden neuron subtracts, by its weights (1, -1) or (-1, 1); the last adds with (1, 1); every bias is nothing.'],
+         'each hidden neuron subtracts, by its weights (1, -1) or (-1, 1); the last adds with (1, 1); every bias is 0.'],
         [f'ReLU activation of each weighted sum: max(0, {a} - {b}) = {up} and max(0, {b} - {a}) = {down}; then {up} + {down} = '
          f'{far}.',
          f'the weighted sums pass the ReLU activation, max(0, {a} - {b}) = {up}, max(0, {b} - {a}) = {down}, and add to {up} + '
@@ -220,10 +221,10 @@ def check_gradient(r, about):
 def gradient(rng, about):
     "One gradient step of a linear neuron."
     who, where, what, (known, u1, asked, u2) = (rng.choice(p) for p in (NAMES, PLACES, OBJECTS, AMOUNTS))
-    x, w, b = rng.randint(1, 6), rng.randint(1, 6), rng.randint(1, 9)
+    x, w, b = rng.randint(2, 6), rng.randint(1, 6), rng.randint(1, 9)
     e, rate = rng.choice((-4, -3, -2, -1, 1, 2, 3, 4)), rng.choice((.01, .02, .05))
     y, want = w * x + b, w * x + b - e
-    if want < 1: want, e = y + 2, -2
+    if want < 2: want, e = y + 2, -2
     w2, b2 = w - rate * e * x, b - rate * e
     e2 = val(w2) * x + val(b2) - want
     rest = f'weight {w}, bias {b}, learning rate {rate}'
@@ -386,7 +387,7 @@ def pooling(rng, about):
     while True:
         x = [rng.randint(2, 30) for _ in range(rng.randint(4, 6))]
         rises = [max(0, b - a) for a, b in zip(x, x[1:])]
-        if rises.count(max(rises)) == 1: break
+        if rises.count(max(rises)) == 1 < max(rises): break
     best = max(rises)
     i = rises.index(best)
     return view(rng, 'neural_network', [
@@ -421,11 +422,11 @@ def linear(rng, about):
     f, p, x = rng.randint(2, 40), rng.randint(2, 19), rng.randint(2, 24)
     total = f + p * x
     return view(rng, 'mathematical', [
-        f'{who} hires a {what} at the {where} for {f} coins and another {p} coins a {unit}, and pays {total} coins. For how '
+        f'{who} hires a {what} at the {where} for {f} coins and another {p} coins per {unit}, and pays {total} coins. For how '
         'long?',
         f'A {what} of the {where} costs {f} coins to begin with and {p} for each {unit}. {who} paid {total}. How many {unit}s '
         'was that?',
-        f'How many {unit}s did {who} keep the {what}? The {where} takes {f} coins once, then {p} a {unit}, and the bill says '
+        f'How many {unit}s did {who} keep the {what}? The {where} takes {f} coins once, then {p} per {unit}, and the bill says '
         f'{total}.'],
         [f'let x be the number of {unit}s.', f'let x be the unknown, {unit}s with the {what}.'],
         [f'the equation is {f} + {p} * x = {total}.', f'equation: {f} + {p} * x = {total}, the bill of the {where}.'],
@@ -436,6 +437,8 @@ def linear(rng, about):
                 unit=unit)
 
 # %% ../../nbs/11ac_data.formal.ipynb #mat-two
+WARES = ('apple', 'basket', 'book', 'button', 'candle', 'cup', 'hammer', 'key', 'map', 'onion', 'orange', 'pen', 'plate', 'spoon', 'stamp')
+
 def check_pair(r, about):
     n, p, q, total = (r.meta[k] for k in ('n', 'p', 'q', 'total'))
     (x, y), = [(i, n - i) for i in range(n + 1) if i * p + (n - i) * q == total]
@@ -446,13 +449,13 @@ def check_pair(r, about):
 @family('perspectives', 'mathematical', check_pair)
 def pair(rng, about):
     "Two unknowns, two equations."
-    who, where, (a, b) = rng.choice(NAMES), rng.choice(PLACES), rng.sample([s for s in SMALL if s != 'coin'], 2)
+    who, where, (a, b) = rng.choice(NAMES), rng.choice(PLACES), rng.sample(WARES, 2)
     x, y, (p, q) = rng.randint(1, 20), rng.randint(1, 20), sorted(rng.sample(range(2, 20), 2))
     n, total = x + y, p * x + q * y
     return view(rng, 'mathematical', [
         f'At the {where}, {who} buys {n} pieces, {a}s for {p} coins and {b}s for {q} coins each, and pays {total} coins. How '
         'many of each?',
-        f'{n} things cost {who} {total} coins in the {where}. There were only {a}s at {p} and {b}s at {q} coins. Find both '
+        f'{n} things cost {who} {total} coins at the {where}. There were only {a}s at {p} and {b}s at {q} coins. Find both '
         'numbers.',
         f'{who} sold {a}s for {p} coins and {b}s for {q}, {n} in all, and took {total} coins home from the {where}. What was '
         'sold?'],
@@ -487,9 +490,9 @@ def series(rng, about):
     return view(rng, 'mathematical', [
         f'For the {where}, {who} plans {n} {many}: {a} {what}s for the first {step}, and for each {step} after it {d} more. How '
         f'many {what}s are needed?',
-        f'{who} starts with {a} {what}s in one {step} and adds {d} with every further {step}. After {n} {many} at the {where}, '
+        f'{who} starts with {a} {what}s for one {step} and adds {d} more with every further {step}. After {n} {many} at the {where}, '
         f'how many {what}s in all?',
-        f'The first {step} of {who} in the {where} has {a} {what}s, every next one {d} more than the one before. Add up {n} '
+        f'The first {step} of {who} at the {where} has {a} {what}s, and each one after it {d} more than the one before. Add up {n} '
         f'{many}.'],
         [f'let S be the sum of all {what}s, the unknown.', f'let S be all {what}s together, from the first {step} to the last.'],
         [f'last {step}: {a} + {d} * ({n} - 1) = {last}; as equation, 2 * S is the sum written forward and backward.',

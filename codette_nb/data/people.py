@@ -59,9 +59,8 @@ def off_pieces(guess: float, exact: float, noun: str) -> list[str]:
             'too rough' if p > 10 else 'good enough']
 
 # %% ../../nbs/11ab_data.people.ipynb #hum-double
-GROWS = ('bee colony', 'coin collection', 'debt', 'fish pond', 'flock', 'herd', 'nursery', 'orchard', 'rent', 'salary',
-    'savings book',
-         'stamp collection', 'vineyard')
+GROWS = ('bee colony', 'book collection', 'coin collection', 'debt', 'flock', 'herd', 'library', 'map collection', 'rent', 'salary',
+         'savings book', 'stamp collection', 'tree nursery')
 
 def check_doubling(r, about):
     p = r.meta['p']
@@ -77,8 +76,8 @@ def doubling(rng, about):
     g, t = easy(72 / p, 1), math.log(2) / math.log(1 + p / 100)
     return view(rng, 'human_intuition', [
         f'The {what} of {who} near the {where} grows by {p} % a year. When has it doubled? Use the rule of 72 and then be exact.',
-        f'By the rule of 72, how long does the {what} of {who} take to double at {p} % a year? Compare with the exact time. '
-        f'It is kept at the {where}.',
+        f'By the rule of 72, how long does the {what} of {who} take to double at {p} % a year? Compare with the exact time, '
+        f'which the {where} wants to know.',
         f'{who} from the {where} hears that {a(what)} gains {p} % each year. Guess the doubling time by the rule of 72; how good '
         'is the guess?'],
         first(f'divide 72 by the {p} %'), thumb(f'72 / {p} {eq(72 / p)}', f'{g} years'),
@@ -223,11 +222,11 @@ def store(rng, about):
     x, y, box = easy(w, 100), easy(d, 100), easy(s)
     i, j, u, v = easy(x / box, 1), easy(y / box, 1), w // s, d // s
     return view(rng, 'human_intuition', [
-        f'The floor of the {room} at the {where} is {w} by {d} cm, and each {noun} of {who} takes {s} by {s} cm. How many fit '
+        f'The floor of the {room} behind the {where} is {w} by {d} cm, and each {noun} of {who} takes {s} by {s} cm. How many fit '
         'side by side?',
         f'{who} stores {noun}s, {s} cm wide and {s} cm deep, on the floor of {a(room)} near the {where}. It has {w} by {d} cm. '
         'Guess, then count.',
-        f'How many {noun}s of {s} by {s} cm can {who} put down in the {room} of the {where}, {w} by {d} cm, without stacking?'],
+        f'How many {noun}s of {s} by {s} cm can {who} put down in the {room} near the {where}, {w} by {d} cm, without stacking?'],
         first(f'call the floor {x} by {y} cm and one {noun} {box} cm'),
         thumb(f'about {i} along one wall and {j} along the other, {i} * {j} = {i * j}', many(i * j, noun)),
         exactly(f'in whole {noun}s {u} * {v} = {u * v}'), off(i * j, u * v, noun), w=w, d=d, s=s, noun=noun)
@@ -527,7 +526,7 @@ def peak_end(rng, about):
         decide(f'choose the {s if feel > 0 else t}', f'choose the {s if real > 0 else t}'), marks=[x, y], trips=[s, t])
 
 # %% ../../nbs/11ab_data.people.ipynb #psy-regret
-RIDES = 'bicycle', 'boat', 'bus', 'cart', 'ferry', 'horse', 'scooter', 'sledge', 'train', 'tram', 'truck', 'van'
+RIDES = 'bicycle', 'boat', 'bus', 'cart', 'ferry', 'horse', 'rickshaw', 'scooter', 'train', 'tram', 'truck', 'van'
 
 def check_regret(r, about):
     (a1, a2), (b1, b2) = r.meta['points']
@@ -541,7 +540,7 @@ def check_regret(r, about):
 @family('perspectives', 'psychological', check_regret, held_out=True)
 def regret(rng, about):
     "Two choices, the regret of each, and their mean."
-    who, (x, y), where, q = rng.choice(NAMES), rng.sample(RIDES, 2), rng.choice(PLACES), rng.randint(1, 9)
+    who, (x, y), where, q = rng.choice(NAMES), rng.sample(RIDES, 2), rng.choice(PLACES), rng.randint(2, 9)
     while True:
         b1, a2, u, v = (rng.randint(1, 9) for _ in range(4))
         a1, b2 = b1 + u, a2 + v
@@ -563,6 +562,9 @@ def regret(rng, about):
         decide(f'take the {x if v < u else y}', f'take the {x if ma > mb else y}'), points=[[a1, a2], [b1, b2]], q=q, rides=[x, y])
 
 # %% ../../nbs/11ab_data.people.ipynb #psy-own
+OWNED = ('album', 'atlas', 'backpack', 'bracelet', 'camera', 'chess set', 'clock', 'drum', 'flute', 'globe', 'kite', 'lamp', 'mug',
+         'radio', 'scarf', 'watch')
+
 def check_owned(r, about):
     p, q, k = (r.meta[i] for i in ('p', 'q', 'k'))
     own = Fraction(k) * p
@@ -572,7 +574,7 @@ def check_owned(r, about):
 @family('perspectives', 'psychological', check_owned, held_out=True)
 def owned(rng, about):
     "What is owned counts more."
-    (who, other), (x, y), k = rng.sample(NAMES, 2), rng.sample(SMALL + HEAVY, 2), rng.choice(FACTORS)
+    (who, other), (x, y), k = rng.sample(NAMES, 2), rng.sample(OWNED, 2), rng.choice(FACTORS)
     p = 2 * rng.randint(2, 20)
     q = p + rng.choice([d for d in range(-p // 2, 3 * p) if d and p + d != k * p])
     own = k * p
@@ -581,7 +583,7 @@ def owned(rng, about):
         'Swap or keep it?',
         f'Should {who} swap {a(x)} ({p} coins) for the {y} of {other} ({q} coins), if a thing one owns feels worth {num(k)} '
         'times its price?',
-        f'{other} wants the {x} of {who}, which costs {p} coins in any shop, and gives {a(y)} that costs {q}. To its owner a '
+        f'{other} wants the {x} of {who}, which costs {p} coins in any shop, and offers {a(y)} that costs {q}. To its owner a '
         'thing counts '
         f'{num(k)} times. What is felt, and what is real?'],
         drawn(f'to hold on to the {x}'), rule(f'the {x} weighs {num(k)} * {p} {eq(own)} coins'),
@@ -678,7 +680,7 @@ def anchoring(rng, about):
 
 # %% ../../nbs/11ab_data.people.ipynb #bia-surv
 VENTURES = 'band', 'cafe', 'circus', 'club', 'farm', 'garden', 'inn', 'paper', 'school', 'shop', 'studio', 'theatre', 'workshop'
-TRICKS = ('borrowed money', 'changed names', 'cut all prices', 'hired friends', 'kept no books', 'made no plan', 'opened at night',
+TRICKS = ('borrowed money', 'changed names', 'cut all prices', 'hired friends', 'lacked a plan', 'kept no accounts', 'opened at night',
           'painted the door red', 'skipped all breaks', 'sold only cakes', 'spent little', 'worked on holidays')
 
 def check_survivorship(r, about):
@@ -686,7 +688,7 @@ def check_survivorship(r, about):
     x, y = (num(Fraction(k, v) * 100) for k, v in ((s, n), (t, m)))
     says(r, f'100 * {s} / {n}', f'{x} per hundred', f'100 * {t} / {m}', f'{y} per hundred', 'survivorship bias',
          f'{n} - {s} = {n - s}')
-    assert f'lasted {"more" if s * m > t * n else "less"} often' in answer(r) and x != y
+    assert f'survived {"more" if s * m > t * n else "less"} often' in answer(r) and x != y
 
 @family('perspectives', 'bias_mitigation', check_survivorship)
 def survivorship(rng, about):
@@ -709,11 +711,12 @@ def survivorship(rng, about):
         yardstick(f'the rate of {whats} left among all that began'),
         [f'{n} - {s} = {n - s} are not seen; {per_hundred(s, n)} with it, {per_hundred(t, m)} without.',
          f'with it {per_hundred(s, n)}, {n} - {s} = {n - s} gone; without it {per_hundred(t, m)}.'],
-        fairly(f'those that {trick} lasted {"more" if s * m > t * n else "less"} often'), kept=[[s, n], [t, m]])
+        fairly(f'those that {trick} survived {"more" if s * m > t * n else "less"} often'), kept=[[s, n], [t, m]])
 
 # %% ../../nbs/11ab_data.people.ipynb #bia-frame
 GOODS = 'bee colony', 'boat', 'book', 'cow', 'goat', 'hut', 'lamb', 'letter', 'palm', 'picture', 'plant', 'tent', 'tree', 'vine'
-PERILS = 'a drought', 'a fire', 'a flood', 'a frost', 'a landslide', 'a storm', 'ants', 'hail', 'mould', 'rust', 'snow', 'thieves'
+PERILS = ('a burst dam', 'a cyclone', 'a fire', 'a flood', 'a landslide', 'a storm', 'a tidal wave', 'an avalanche', 'an earthquake',
+          'high water', 'robbers', 'thieves', 'wildfire')
 
 def _plural(noun: str) -> str:
     # 'bee colonies'

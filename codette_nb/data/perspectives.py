@@ -282,6 +282,9 @@ def collision(rng, about):
          k=k, v=v)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-lift
+LIFTED = 'anvil', 'barrel', 'bell', 'chest', 'crate', 'log', 'sack', 'statue', 'stone slab', 'stove', 'trunk', 'oak beam'
+DECKS = 'balcony', 'bridge', 'platform', 'roof', 'scaffold', 'stage', 'terrace', 'tower', 'wall'
+
 def check_lifting(r, about):
     m, h, t = (r.meta[i] for i in ('m', 'h', 't'))
     w = val(m * h * G)
@@ -290,7 +293,7 @@ def check_lifting(r, about):
 @family('perspectives', 'newton', check_lifting)
 def lifting(rng, about):
     "Work and power of lifting a load."
-    who, what, high = rng.choice(NAMES), rng.choice(HEAVY), rng.choice(HIGH)
+    who, what, high = rng.choice(NAMES), rng.choice(LIFTED), rng.choice(DECKS)
     m, h, t = rng.randint(10, 90), rng.randint(2, 12), 5 * rng.randint(2, 12)
     w = m * G * h
     p = val(w) / t
@@ -300,7 +303,7 @@ def lifting(rng, about):
         f'{a(what).capitalize()} of {m} kg has to go up {h} m onto a {high}; {who} takes {t} s. What work and what power does it need?'],
         [f'quantities: m = {m} kg, h = {h} m, t = {t} s, g = 9.81 m/s^2.',
          f'gravity acts on the mass of {m} kg, which rises {h} m in {t} s.'],
-        ['law: work is force * way, W = m * g * h; power is the rate of work, P = W / t.',
+        ['law: work is force * distance, W = m * g * h; power is the rate of work, P = W / t.',
          'the law of work, W = m * g * h, and its rate per second, P = W / t.'],
         f'W = {m} * 9.81 * {h} {eq(w, "J")}; P = {num(w)} / {t} {eq(p, "W")}.',
         [f'{who} does {num(w)} J of work at a rate of {num(p)} W.',
@@ -335,8 +338,8 @@ def density(rng, about):
         ['m = density * V; by the law of Archimedes what is denser than water sinks, and water has 1 g/cm^3.',
          'law: m = density * V; water has 1 g/cm^3, and only what is lighter comes into balance and floats.'],
         f'm = {d} * {v} {eq(d * v, "g")}; {d} is {"more" if d > 1 else "less"} than 1.',
-        [f'the {shape} of {stuff} has {num(d * v)} g and, by the balance of forces, {does} in water.',
-         f'with {num(d * v)} g against a {"weaker" if d > 1 else "stronger"} upward force the {shape} {does}.'], v=v, d=d,
+        [f'the {shape} of {stuff} has a mass of {num(d * v)} g and, by the balance of forces, {does} in water.',
+         f'under water the upward force on {num(d * v)} g is {"weaker" if d > 1 else "stronger"} than the weight: the {shape} {does}.'], v=v, d=d,
          stuff=stuff)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #new-ramp
@@ -382,7 +385,7 @@ def spring(rng, about):
     x = cm / 100
     f, e = k * x, k * x * x / 2
     return view(rng, 'newton', [
-        f'{who} stretches the spring of a {thing} in the {where} by {cm} cm. Its constant is {k} N/m. How strong is it, and what '
+        f'{who} stretches the spring of a {thing} in the {where} by {cm} cm. Its constant is {k} N/m. How hard does it pull, and what '
         'energy does it store?',
         f'A spring of {k} N/m sits in a {thing} at the {where}. When {who} pulls it out by {cm} cm, what force and energy are in it?',
         f'The {thing} of the {where} has a spring of {k} N/m, and {who} has drawn it {cm} cm. Give force and stored energy.'],
@@ -534,10 +537,10 @@ def wing(rng, about):
     area, bird = 2 * m * G / (1.2 * v * v), rng.choice(('bat', 'buzzard', 'crane', 'eagle', 'gull', 'heron', 'kite', 'stork',
                                                         'swallow'))
     return view(rng, 'davinci', [
-        f'{who} builds a glider of {wood} and {cloth} after the wing of a {bird}. With pilot it weighs {m} kg and is to fly at '
+        f'{who} builds a glider of {wood} and {cloth} after the wing of {a(bird)}. With pilot it weighs {m} kg and is to fly at '
         f'{v} m/s. How large a wing?',
-        f'A wing like that of a {bird}, of {wood} and {cloth}, must carry {m} kg at {v} m/s. Which area does {who} need?',
-        f'What wing area lifts {who} and a glider of {wood} and {cloth}, {m} kg in all, at {v} m/s, if a {bird} is the pattern?'],
+        f'A wing like that of {a(bird)}, of {wood} and {cloth}, must carry {m} kg at {v} m/s. Which area does {who} need?',
+        f'What wing area lifts {who} and a glider of {wood} and {cloth}, {m} kg in all, at {v} m/s, if {a(bird)} is the pattern?'],
         [f'look: the {bird} holds its wing at a slope and presses air of 1.2 kg/m^3 down.',
          f'look at the shape of the {bird}: it glides because air, 1.2 kg/m^3, is turned downward.'],
         [f'draw the weight as a line down, the lift as a line up: 1.2 * {v}^2 * A / 2 with a lift coefficient of 1.',
@@ -629,7 +632,7 @@ def stairs(rng, about):
         f'in proportion, height {rise} / {n} {eq(rise / n, "cm")}; depth 63 - 2 * {num(step)} {eq(63 - 2 * step, "cm")}; length '
         f'{n} * '
         f'{num(tread)} {eq(n * tread, "cm")}.',
-        [f'the drawing takes {num(n * tread)} cm of floor; a steeper line saves floor and tire the legs.',
+        [f'the drawing takes {num(n * tread)} cm of floor; a steeper line saves floor and tires the legs.',
          f'{num(n * tread)} cm of floor in the {where}; a design of fewer steps would be shorter but steep.'], rise=rise, n=n)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #dav-shadow
@@ -681,7 +684,7 @@ def water_wheel(rng, about):
         f'A wheel of {num(d)} m across turns in the {stream} with a rim speed of {num(v)} m/s and lifts {b} buckets of {cup} '
         f'litres to the {where}. {who} asks how much it yields a minute.',
         f'{who} sets a wheel in the {stream}: {num(d)} m across, {b} buckets of {cup} litres, rim speed {num(v)} m/s. '
-        f'How much water reaches the {where}?',
+        f'How much water a minute reaches the {where}?',
         f'The {where} drinks from a bucket wheel in the {stream}, {num(d)} m across, {num(v)} m/s at the rim, {b} buckets of '
         f'{cup} litres. Find the yield a minute for {who}.'],
         [f'look: the {stream} carries the rim along at {num(v)} m/s; {b} buckets pour out each turn.',
@@ -735,7 +738,7 @@ def amplitude(rng, about):
         ['a probability is the square of an amplitude, and both add up to 1.', 'square the amplitude; the two squares make 1.'],
         f'probability {x}^2 {eq(p)} for {up} and 1 - {num(p)} {eq(1 - p)} for {down}.',
         [f'expectation: {n} * {num(p)} {eq(n * p)} times {up} and {num(n - n * p)} times {down}, give or take chance.',
-         f'to measure shows {num(n * p)} of {n} runs in {up} ({n} * {num(p)} {eq(n * p)}), {num(n - n * p)} in {down}.'], x=x,
+         f'to measure should show about {num(n * p)} of {n} runs in {up} ({n} * {num(p)} {eq(n * p)}), {num(n - n * p)} in {down}.'], x=x,
                 n=n)
 
 # %% ../../nbs/11a_data.perspectives.ipynb #qua-slits
@@ -787,8 +790,8 @@ def register(rng, about):
         f'{who} puts {n} {many} in {lab} into an equal superposition of all patterns of 0 and 1. How likely is one pattern, and '
         f'how often in {runs} runs?',
         f'A register of {n} {many} in {lab} holds every pattern of 0 and 1 with equal amplitude. What does {who} find in {runs} runs?',
-        f'In {lab}, {n} {many} are each 0 and 1 at once, evenly. How many patterns are there, and what will {who} count in {runs} runs?'],
-        [f'{n} {many} as qubits, each 0 or 1, all basis states with one amplitude.',
+        f'In {lab}, each of {n} {many} is in an even superposition of 0 and 1. How many patterns are there, and what will {who} count in {runs} runs?'],
+        [f'each of the {n} {many} is 0 or 1 when measured; all basis states have one amplitude.',
          f'a superposition of every pattern of {n} {many}, evenly.'],
         [f'patterns multiply: 2^{n} = {size}; equal amplitudes give equal chances.',
          f'each of the {many} doubles the list, so 2^{n} = {size} patterns.'],
@@ -812,14 +815,14 @@ def polariser(rng, about):
     p, q = (math.cos(math.radians(i)) ** 2 for i in (x, y))
     both = val(p) * val(q)
     return view(rng, 'quantum', [
-        f'{who} sends {n} vertical photons of a {source} through two filters in {lab}, the first turned by {x} degrees, the '
+        f'{who} sends {n} vertically polarised photons of a {source} through two filters in {lab}, the first turned by {x} degrees, the '
         f'second {y} more. How many pass?',
-        f'In {lab}, {n} vertical photons from a {source} meet a filter at {x} degrees and then one turned {y} degrees further. '
+        f'In {lab}, {n} vertically polarised photons from a {source} meet a filter at {x} degrees and then one turned {y} degrees further. '
         f'What does {who} expect?',
-        f'Two filters in {lab} stand {x} degrees from vertical and another {y} degrees on. Of {n} vertical photons of a '
+        f'Two filters in {lab} stand {x} degrees from vertical and another {y} degrees on. Of {n} vertically polarised photons of a '
         f'{source}, how many reach {who}?'],
-        [f'a vertical photon is a superposition of passing and not passing at {x} degrees.',
-         f'{n} vertical photons, each in a superposition of two states, turns of {x} and then {y} degrees.'],
+        [f'a vertically polarised photon is a superposition of passing and not passing at {x} degrees.',
+         f'{n} vertically polarised photons, each in a superposition of two states, turns of {x} and then {y} degrees.'],
         ['the amplitude to pass is cos(angle), the probability its square, and the filter sets the state anew.',
          'each filter measures: probability cos(angle)^2, the amplitude squared, and a new state.'],
         f'cos({x})^2 = {num(p)}, cos({y})^2 = {num(q)}, together {num(p)} * {num(q)} {eq(both)}.',
@@ -1290,7 +1293,7 @@ def soundness(rng, about):
         f'{who} argues: {p1}; {p2}; so {c}. Is the argument valid? Is it sound?',
         f'"{p1[0].upper() + p1[1:]}, and {p2}. Therefore {c}." Tell {who} whether this is valid, and whether it is sound.',
         f'From "{p1}" and "{p2}" {who} concludes that {c}. Judge validity and soundness.'],
-        [f'premises 1: {p1}. 2: {p2}. Conclusion: {c}.', f'argument 1: {p1}. 2: {p2}. So it concludes that {c}.'],
+        [f'premises: 1: {p1}. 2: {p2}. Conclusion: {c}.', f'the argument has the premises 1: {p1}. 2: {p2}. It concludes that {c}.'],
         ['all A are B, x is A, so x is B: valid, whatever A and B are.', 'valid by form: what holds of all A holds of this A.'],
         why,
         [f'valid and sound: it follows that {c}.',
