@@ -166,7 +166,6 @@ def new_run(
     recipe = replace(recipe, training=CodetteTrainer.on_device(recipe.training))
     split = build_split(recipe, quiet) # what `force` deletes is deleted by the trainer, when nothing can be wrong with the input any more
     tokenizer = build_tokenizer(recipe, split)
-    if recipe.shards: recipe = replace(recipe, model=replace(recipe.model, vocab_size=tokenizer.vocab_size))
     set_seed(recipe.mixing.seed)
     meta = dict(recipe=asdict(recipe), data_sha256=data_sha256(split), python=platform.python_version(),
                 skipped=split.skipped, plan=plan.to_dict() if plan else None)
@@ -401,6 +400,9 @@ def make_recipe(
     training = (TrainingConfig.laptop if laptop else TrainingConfig)(**settings)
     training = CodetteTrainer.on_device(training)
     check_memory(size, config, training, detect_device(training.device))
+    if shards:
+        if vocab is not None or data: raise CodetteError("shards bring their text and their tokenizer: give them without data and vocab")
+        config = replace(config, vocab_size=Shards.open(Path(shards)/'train').tokenizer.vocab_size)
     own = dict(prose=0., mixing=Mixing(0, seed=seed), shards=str(shards)) if shards else dict(mixing=Mixing(samples, seed=seed, **mix or {}))
     return Recipe(config, training, size, name, tuple(data), **own, strict_vocab=vocab is not None)
 

@@ -6,7 +6,7 @@ from tiny import BOOK, codette, contents, litter, write_book
 from codette_nb import __version__
 from codette_nb.quantize.gguf import read_gguf
 
-COMMANDS = 'quick-train', 'train', 'export', 'eval', 'plan', 'data', 'chat'
+COMMANDS = 'quick-train', 'train', 'shards', 'export', 'eval', 'plan', 'data', 'chat'
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
@@ -210,6 +210,42 @@ def test_data_mixes(tmp_path):
                      (['--picture', tmp_path/'mix.txt'], '.png')):
         code, _, err = codette('data', '--n', 5, *bad)
         assert code == 1 and why in err and len(err.strip().splitlines()) == 1, err
+
+# shards
+
+def test_shards(tmp_path, monkeypatch):
+    "A folder becomes shards, in one go or in two parts that are joined; a model is trained on them, its run resumed and measured."
+    tiny.shrink(monkeypatch.setattr)
+    library = tmp_path/'library'
+    library.mkdir()
+    for i in range(30): write_book(library/f'{i}.txt', 10, seed=i)
+    options = '--data', library, '--vocab', 400, '--held-out', .1
+    code, out, err = codette('shards', *options, '--out', tmp_path/'whole')
+    assert code == 0 and 'records kept' in out and 'held-out' in out, err
+    for i in (0, 1): as_made = codette('shards', *options, '--part', f'{i}/2', '--tokenizer', tmp_path/'whole', '--out', tmp_path/f'p{i}', '--json')
+    assert as_made[0] == 0 and set(json.loads(as_made[1])) == {'train', 'held-out'}
+    assert codette('shards', '--join', tmp_path/'p0', tmp_path/'p1', '--out', tmp_path/'joined')[0] == 0
+    files = lambda f: {p.name: p.read_bytes() for p in sorted((f/'train').glob('shard-*'))}
+    assert files(tmp_path/'joined') == files(tmp_path/'whole')
+    run = '--size', 'nano', '--context', 64, '--batch', 4, '--device', 'cpu', '--no-verify', '--save-every', 8
+    code, _, err = codette('train', '--shards', tmp_path/'joined', *run, '--steps', 16, '--out', tmp_path/'run')
+    assert code == 0, err
+    report = json.loads((tmp_path/'run/report.json').read_text())
+    held = json.loads(as_made[1])['held-out']['library']['documents']
+    assert report['data']['sources'] == {'library': 30 - held}
+    assert list(report['held_out']) == ['held-out'] and report['model']['vocabulary'] == 400
+    code, _, err = codette('train', '--resume', '--out', tmp_path/'run', '--steps', 20, '--no-verify')
+    assert code == 0 and json.loads((tmp_path/'run/report.json').read_text())['training']['steps'] == 20, err
+
+def test_shards_refuse(tmp_path):
+    write_book(tmp_path/'b.txt')
+    for argv, why in ((['--data', tmp_path/'none'], 'no file or folder'), ([], '--data PATH'), (['--data', tmp_path/'b.txt', '--part', '2'], 'I/N'),
+                      (['--data', tmp_path/'b.txt', '--part', '2/2'], 'from 0 to 1'), (['--data', tmp_path/'b.txt'], 'larger share'), (['--join', tmp_path/'none'], 'none'),
+                      (['--data', tmp_path/'b.txt', '--tokenizer', tmp_path/'none'], 'none')):
+        code, out, err = codette('shards', *argv, '--out', tmp_path/'out')
+        assert code == 1 and why in err and len(err.strip().splitlines()) == 1, (argv, err)
+    code, _, err = codette('train', '--shards', tmp_path/'none', '--out', tmp_path/'run')
+    assert code == 1 and 'none' in err and not (tmp_path/'run').exists()
 
 # chat
 

@@ -169,6 +169,12 @@ class Account:
         self.dropped[record.source, reason] += 1
         self.examples.setdefault((record.source, reason), ' '.join(text.split())[:80])
 
+    def reasons(self) -> str:
+        "What was dropped, in one line."
+        n = Counter()
+        for (_, why), k in self.dropped.items(): n[why] += k
+        return ', '.join(f'{k:,} dropped as {REASONS[why]}' for why, k in n.most_common()) or 'nothing dropped'
+
     def rows(self) -> list[dict]:
         "A row for each source and reason: dropped, share of what the source had, an example."
         had = self.kept + Counter()

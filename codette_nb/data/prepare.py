@@ -43,7 +43,7 @@ def sample(
         if size >= limit: return
 
 # %% ../../nbs/16_data.prepare.ipynb #prp-result
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prepared:
     "Shards of a training and a held-out part, with the account of what was dropped."
     folder: Path
@@ -52,7 +52,7 @@ class Prepared:
     account: Account
     problems: list   # 'path: reason' for what could not be read
 
-    def __str__(self): return f'{self.train!r}\n{self.held_out!r}\n{self.account}'
+    def __repr__(self): return f'{self.train!r}\n{self.held_out!r}\n{self.account}'
     def _repr_html_(self):
         items = ''.join(f'<li>{escape(p)}</li>' for p in self.problems[:20])
         return self.train._repr_html_() + self.held_out._repr_html_() + self.account._repr_html_() + (f'<p>skipped:</p><ul>{items}</ul>' if items else '')
@@ -73,20 +73,21 @@ def prepare(
     quiet=False,         # True shows no progress
 ) -> Prepared:
     "Tokenise a corpus of any size into shards for training and measuring."
-    folder = Path(folder)
+    folder, (i, n) = Path(folder), part
+    if not 0 <= i < n: raise CodetteError(f"part is {i} of {n}: parts are numbered from 0 to {n - 1}")
     read = lambda: chain.from_iterable(corpora.values())
     if tokenizer is None: tokenizer = _tokenizer(corpora, read, folder, vocab_size, sample_bytes, seed, quiet)
-    known = HeldOut()
+    known, drawn = HeldOut(), lambda: (r for side, r in split_stream(read(), held_out, seed) if side == 'held_out')
+    if next(drawn(), None) is None:
+        raise CodetteError(f"no document was drawn to be held out: {held_out:g} of the documents is less than one here, so ask for a larger share or give more documents")
     def aside():
         size = 0
-        for side, r in split_stream(read(), held_out, seed):
-            if side != 'held_out': continue
+        for r in drawn():
             yield r
             known.add(r)
             size += len(render(r).encode('utf-8', 'surrogatepass'))
             if size >= held_out_bytes: return
     measured = write_shards(aside(), tokenizer, folder/'held-out', workers=workers, quiet=quiet)
-    if not measured.num_documents: raise CodetteError(f"no document was drawn to be held out: a share of {held_out} is too little for this corpus")
     cleaner = Cleaner(cleaning, known)
     train = write_shards((r for r in read() if cleaner.keep(r)), tokenizer, folder/'train', part=part, workers=workers, quiet=quiet)
     return Prepared(folder, train, measured, cleaner.account, [p for c in corpora.values() for p in getattr(c, 'problems', ())])
