@@ -268,7 +268,8 @@ def _source_row(name, records, total, tokenizer):
     if tokenizer is not None:
         ids = tokenizer.document(records[::max(1, len(records)//1000)])
         read = sum(len(t.encode('utf-8', 'surrogatepass')) for t in texts[::max(1, len(records)//1000)])
-        row |= dict(tokens=round(sum(map(len, ids))*len(texts)/len(ids)), bytes_per_token=read/sum(len(d) - 2 for d in ids))
+        row |= dict(tokens=round(sum(map(len, ids))*len(texts)/len(ids)), bytes_per_token=read/sum(len(d) - 2 for d in ids),
+                    median_tokens=sorted(map(len, ids))[len(ids)//2], longest_tokens=max(map(len, ids)))
     return row
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-rep-cls
@@ -452,10 +453,12 @@ class Mixer:
 
     def counts(self,
         weights: dict|None=None, # source to weight, to try others; None for those of the settings
+        temperature: float|None=None, # to try another; None for that of the settings
     ) -> dict:
         "How many records are drawn of each source, each reading of a document counted; a source of which none is drawn is left out."
         m, weights = self.mixing, self.mixing.weights if weights is None else weights
-        read = portions({k: b for k, (_, b) in self.sizes.items()}, weights, m.temperature, {k: m.max_epochs for k in self.sizes if k not in SOURCES})
+        temperature = m.temperature if temperature is None else temperature
+        read = portions({k: b for k, (_, b) in self.sizes.items()}, weights, temperature, {k: m.max_epochs for k in self.sizes if k not in SOURCES})
         return {k: n for k, (records, size) in self.sizes.items() if (n := round(records*read[k]/max(size, 1)))}
 
     def order(self):
