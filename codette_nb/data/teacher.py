@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OLLAMA', 'LONGEST', 'IN_A_ROW', 'Teacher', 'api_key', 'is_local', 'hide_key', 'as_prompt', 'prompts_from',
-           'read_prompts', 'request', 'request_hash', 'GrowingFile', 'Answer', 'HalfAnswer', 'listen', 'retry_after',
-           'trouble', 'Pace', 'Failed', 'ask', 'TeacherReport', 'cache_file', 'Lesson', 'verdict', 'settle', 'report',
-           'teach_async', 'teach']
+           'read_prompts', 'request', 'request_hash', 'lock', 'mend', 'GrowingFile', 'Answer', 'HalfAnswer', 'listen',
+           'retry_after', 'trouble', 'Pace', 'Failed', 'ask', 'TeacherReport', 'cache_file', 'requests_of',
+           'read_examples', 'read_answers', 'Lesson', 'verdict', 'settle', 'report', 'teach_async', 'teach']
 
 # %% ../../nbs/17_data.teacher.ipynb #tch-imports
 import asyncio, hashlib, json, math, os, random, re, threading, time
@@ -185,6 +185,36 @@ def request_hash(
     "32 hexadecimal digits that name the answer to a request."
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode('utf-8')).hexdigest()[:32]
 
+# %% ../../nbs/17_data.teacher.ipynb #tch-mend
+def lock(
+    file,  # open
+    path,  # its name, for the sentence
+):
+    "Let no other call write to the file until it is closed; raises `CodetteError` if one does already."
+    if os.name != 'posix': return
+    import fcntl
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e: raise CodetteError(f"{path} is being written to by another call: wait for it, or give another file") from e
+
+def mend(
+    file,         # open for reading and appending
+    path,         # its name, for the sentence
+    begin: bytes, # how each line begins
+) -> str:         # what was cut off, in a sentence, or ''
+    "Cut off a torn last line; raises `CodetteError` for a file whose lines begin otherwise, which is left as it is."
+    at = size = file.seek(0, 2)
+    tail = b''
+    while at and b'\n' not in tail:
+        step = min(at, 1 << 16); at -= step; file.seek(at); tail = file.read(step) + tail
+    tail = tail.rpartition(b'\n')[2]
+    file.seek(0); first, torn = file.read(min(len(begin), size)).strip(b'\0'), tail.strip(b'\0')
+    if not begin.startswith(first) or not (torn.startswith(begin) or begin.startswith(torn)):
+        raise CodetteError(f"{path} holds something else than a teacher's answers: give another name")
+    if not tail: return ''
+    try: json.loads(tail); file.write(b'\n'); return ''   # only the line end was missing
+    except ValueError: file.truncate(size - len(tail))
+    return f"{path}: its last line was torn, and its {len(tail)} bytes are cut off"
+
 # %% ../../nbs/17_data.teacher.ipynb #tch-file
 class GrowingFile:
     "A JSONL file to which whole lines are appended, each of them on the disk before the next."
@@ -195,29 +225,8 @@ class GrowingFile:
         self.path, self.repaired = Path(path), ''
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.path, 'ab+', buffering=0)
-        try: self._lock(); self._repair(begin)
+        try: lock(self.file, path); self.repaired = mend(self.file, path, begin)
         except BaseException: self.file.close(); raise   # not even Ctrl-C leaves it locked
-
-    def _lock(self):
-        if os.name != 'posix': return
-        import fcntl
-        try: fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e: raise CodetteError(f"{self.path} is being written to by another call: wait for it, or give another file") from e
-
-    def _repair(self, begin):
-        f = self.file
-        at = size = f.seek(0, 2)
-        tail = b''
-        while at and b'\n' not in tail:
-            step = min(at, 1 << 16); at -= step; f.seek(at); tail = f.read(step) + tail
-        tail = tail.rpartition(b'\n')[2]
-        f.seek(0); first, torn = f.read(min(len(begin), size)), tail.strip(b'\0')
-        if first.strip(b'\0') not in (begin[:len(first)], b'') or not (torn.startswith(begin) or begin.startswith(torn)):
-            raise CodetteError(f"{self.path} holds something else than a teacher's answers: give another name")
-        if not tail: return
-        try: json.loads(tail)
-        except ValueError: f.truncate(size - len(tail)); self.repaired = f"{self.path}: its last line was torn, and its {len(tail)} bytes are cut off"
-        else: f.write(b'\n')   # only the line end was missing
 
     def read(self):
         "Yield number and object of every line, or the reason why it is none."
@@ -356,7 +365,7 @@ async def ask(client, teacher, body, tools, pace, tally):
         if asks is not None or 'HTTP 429' in said: pace.hold(wait)
         else: await asyncio.sleep(wait)
     if what == 'unreachable' or 'HTTP 429' in said: raise CodetteError(said)
-    raise Failed(f'{said} ({tries + 1} tries)')
+    raise Failed(f"{said} ({tries + 1} {'tries' if tries else 'try'})")
 
 # %% ../../nbs/17_data.teacher.ipynb #tch-report
 @dataclass
@@ -415,44 +424,49 @@ def cache_file(
     if teacher.cache is None: return Path(f'{out}.answers')
     return Path(teacher.cache)/'teacher.answers' if Path(teacher.cache).is_dir() else Path(teacher.cache)
 
+def requests_of(prompts, teacher) -> dict:
+    "Hash to prompt and request, in the order of the prompts; the same request counts once."
+    jobs = {}
+    for i, p in enumerate([prompts] if isinstance(prompts, (str, Record)) else prompts, 1):
+        try: r = as_prompt(p)
+        except CodetteError as e: raise CodetteError(f"prompt {i}: {e}") from e
+        body = request(r, teacher)
+        jobs.setdefault(request_hash(body), (r, body))
+    return jobs
+
+def read_examples(file, problems):
+    "Yield the records of a growing file; lines that are none are named in `problems`."
+    for i, d in file.read():
+        try: yield from_dict(d)
+        except (CodetteError, TypeError) as e: problems.append(d if isinstance(d, str) else f'{file.path}:{i}: {e}')
+
+def read_answers(file, problems):
+    "Yield hash and `Answer` of every line of a growing file; lines that are none are named in `problems`."
+    for i, d in file.read():
+        try: answer = d['prompt'], Answer(**{k: d[k] for k in Answer.__dataclass_fields__} | {'calls': tuple(d['calls'])})
+        except (KeyError, TypeError): problems.append(d if isinstance(d, str) else f'{file.path}:{i}: not an answer')
+        else: yield answer
+
+# %% ../../nbs/17_data.teacher.ipynb #tch-lesson2
 class Lesson:
     "The prompts of one call, the answers that are known, and the verdicts."
     def __init__(self, prompts, teacher, out):
-        self.start, self.teacher, self.tally, self.notes = time.perf_counter(), teacher, Counter(), []
-        self.jobs = self._jobs([prompts] if isinstance(prompts, (str, Record)) else prompts)
-        self.judge, self.kept, self.answers = Judge(teacher.near, teacher.language), set(), {}
+        self.start, self.teacher, self.tally = time.perf_counter(), teacher, Counter()
+        self.jobs = requests_of(prompts, teacher)
+        self.judge, self.kept = Judge(teacher.near, teacher.language), set()
         self.dropped, self.failed, self.examples, self.waiting = Counter(), {}, {}, deque(self.jobs)
         cache = cache_file(teacher, out)
         if cache.resolve() == Path(out).resolve(): raise CodetteError(f"cache and out are both {out}: answers and examples need a file each")
         self.log = GrowingFile(cache, b'{"prompt": "')
         try: self.out = GrowingFile(out, b'{"messages": [')
         except BaseException: self.log.close(); raise
-        self._load()
+        self.notes = [f.repaired for f in (self.log, self.out) if f.repaired]
+        for r in read_examples(self.out, self.notes):
+            self.judge.compare(r)
+            if r.meta.get('prompt') in self.jobs: self.kept.add(r.meta['prompt'])
+        self.answers = {k: a for k, a in read_answers(self.log, self.notes) if k in self.jobs and k not in self.kept}
         self.done = self.answers.keys() | self.kept
         self.known = len(self.done)
-
-    def _jobs(self, prompts):
-        jobs = {}
-        for i, p in enumerate(prompts, 1):
-            try: r = as_prompt(p)
-            except CodetteError as e: raise CodetteError(f"prompt {i}: {e}") from e
-            body = request(r, self.teacher)
-            jobs.setdefault(request_hash(body), (r, body))
-        return jobs
-
-    def _load(self):
-        self.notes += [f.repaired for f in (self.log, self.out) if f.repaired]
-        for i, d in self.out.read():
-            try: r = from_dict(d)
-            except (CodetteError, TypeError) as e: self.notes.append(d if isinstance(d, str) else f'{self.out.path}:{i}: {e}'); continue
-            self.judge.compare(r)
-            if (key := r.meta.get('prompt')) in self.jobs: self.kept.add(key)
-        for i, d in self.log.read():
-            try:
-                if isinstance(d, str): raise CodetteError(d)
-                key, answer = d['prompt'], Answer(**{k: d[k] for k in Answer.__dataclass_fields__} | {'calls': tuple(d['calls'])})
-            except (CodetteError, KeyError, TypeError) as e: self.notes.append(str(e) if isinstance(d, str) else f'{self.log.path}:{i}: not an answer'); continue
-            if key in self.jobs and key not in self.kept: self.answers[key] = answer
 
     @property
     def todo(self) -> list:
