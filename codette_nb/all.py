@@ -7,21 +7,27 @@ __all__ = []
 
 # %% ../nbs/98_all.ipynb #all-imports
 from .core import CodetteError, detect_device, set_seed
-from .data.corpora import python_docs, read_corpus, split_documents
+from .data.corpora import open_corpus, python_docs, read_corpus, split_documents, split_stream
 from .data.cleaning import Cleaning, clean, language
 from .data.mixer import CodetteTrainingDataset, Mixer, Mixing, Split
+from .data.ngrams import NgramModel
 from .data.packing import Sampler, TextDataset
-from .data.records import CHAT_TEMPLATE, Record, parse_tool_calls, read_jsonl, render, render_chat, write_jsonl
+from .data.prepare import join_prepared, prepare
+from .data.records import CHAT_TEMPLATE, Record, forms, parse_tool_calls, read_jsonl, render, render_chat, write_jsonl
+from .data.shards import Shards, join_shards, write_shards
+from .data.situations import side_by_side
 from .data.sources import ABOUT, FAMILIES, SOURCES
+from .data.teacher import Teacher, teach, teach_async
 from .data.tokenizer import ByteTokenizer, SentencePieceTokenizer, SimpleTokenizer, load_tokenizer, save_tokenizer
-from .data.tools import TOOLS
+from .data.tools import TOOLS, Workspace, run_tool
+from .evaluate.answers import ask_all
 from .evaluate.metrics import compare, evaluate, memorisation
 from .evaluate.report import Report, read_report
 from .model.config import PRESETS, Sizes, TransformerConfig, inference_memory, num_parameters, preset, training_memory
 from .model.generate import Sampling, generate, stream
 from .model.transformer import (CustomTransformer, FeedForwardNetwork, MultiHeadAttention, RoPEPositionalEmbedding, TransformerLayer,
                                           create_codette_model)
-from .pipeline import Recipe, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
+from .pipeline import Recipe, ask_run, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
 from .quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf
 from .quantize.ollama import write_modelfile
 from .quantize.runtime import LlamaCpp
@@ -30,6 +36,7 @@ from .train.checkpoint import LanguageModel, load, load_checkpoint, save_checkpo
 from .train.plan import make_plan
 from .train.score import Score
 from .train.trainer import CodetteTrainer, TrainingConfig, train_codette_model
+from .widgets.mixer import MixerPanel
 from .widgets.panel import History, TrainingPanel
 
 # %% ../nbs/98_all.ipynb #all-names
