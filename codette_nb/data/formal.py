@@ -241,7 +241,7 @@ def gradient(rng, about):
          f'the neuron starts with weight {w} and bias {b}, at rate {rate}.'],
         [f'weighted sum {weigh((w,), (x,), b)} = {y}, error {y} - {want} = {e}.',
          f'weight times input plus bias, {weigh((w,), (x,), b)} = {y}; the error is {y} - {want} = {e}.'],
-        [f'against the gradient, error * input, w {eq(w2)} and b {eq(b2)}; the next output has the error {eq(e2)}.',
+        [f'against the gradient, error * input, w {eq(w2)} and b {eq(b2)}; for the next output, error {eq(e2)}.',
          f'w {eq(w2)} and b {eq(b2)} after the step, and the output for this {what} comes closer: error {eq(e2)}.'],
         x=x, w=w, b=b, want=want, rate=rate)
 
@@ -524,7 +524,7 @@ def remainder(rng, about):
         f'{where}. How many?',
         f'Fewer than {p * q} {what}s lie in the {where}. Shared by {p} they leave {a}, shared by {q} they leave {b}. Help {who} '
         'to find their number.',
-        f'How many {what}s has {who} in the {where}? Less than {p * q}; bags of {p} leave {a} over, bags of {q} leave {b}.'],
+        f'How many {what}s has {who} in the {where}? Fewer than {p * q}; bags of {p} leave {a} over, bags of {q} leave {b}.'],
         [f'let x be the number of {what}s.', f'let x be the unknown number in the {where}.'],
         [f'two equations in whole numbers: x = {p} * i + {a} and x = {q} * j + {b}.',
          f'equations x = {p} * i + {a}, x = {q} * j + {b}, with i and j whole.'],
