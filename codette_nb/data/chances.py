@@ -10,7 +10,7 @@ import math
 from decimal import Decimal, ROUND_HALF_UP
 from fractions import Fraction
 from .perspectives import NAMES, PLACES, a, eq, num, times, val
-from .situations import Look, situation
+from .situations import Look, off_by, situation
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-shared
 def of(
@@ -32,6 +32,10 @@ def tenths(k: int, n: int) -> int:
 def points(x: float) -> str:
     "A difference of two percentages: `1 point`, `2.5 points`."
     return f"{num(x)} point{'' if num(x) == '1' else 's'}"
+
+def missed(guess: float, exact: float) -> str:
+    "How far off a percentage is: `off by 2.5 points`."
+    return off_by(guess, exact) if num(guess) == num(exact) else f'off by {points(abs(guess - exact))}'
 
 def ratio(x: int, y: int) -> tuple[int, int]:
     "Two whole numbers in lowest terms."
@@ -88,9 +92,10 @@ def _base_rate_newton(d):
         ['by the law of flow, marks = quantity * rate for each stream, and nothing is lost.',
          'cause and effect: each stream acts on the marks with quantity * rate.',
          f'balance: marks = quantity of {what}s * rate, summed over both.'],
-        f'{base} * {s} / 100 = {hits} marks from the {bad} stream, {rest} * {f} / 100 = {false} from the {good} one.',
-        [f'the rate is {hits} per {hits} + {false} = {hits + false} marks, {num(p)} %; the balance tips: {verdict}.',
-         f'{num(p)} % of {hits} + {false} = {hits + false} marks come from the {bad} stream, so {verdict}.']),
+        f'{base} * {s} / 100 = {hits} marks from the {bad} stream, {rest} * {f} / 100 = {false} from the {good} one; '
+        f'rate 100 * {hits} / ({hits} + {false}) {eq(p, "%")}.',
+        [f'at {num(p)} % the {bad} stream is the {"larger" if hits > false else "smaller"} one; the balance tips: {verdict}.',
+         f'of all marks {num(p)} % flow from the {bad} stream, so {verdict}.']),
         verdict, val(p), '%', f'the chance that a marked {what} is {bad}')
 
 def _base_rate_davinci(d):
@@ -102,8 +107,8 @@ def _base_rate_davinci(d):
          f'to the eye {base} parts are {bad}, and {total} - {base} = {rest} parts of the width are {good}.'],
         [f'draw a field {total} wide, cut by an upright line; shade {s} % of the {bad} side and {f} % of the {good} side.',
          f'sketch both to scale, side by side, the {bad} strip shaded up to {s} %, the {good} one up to {f} %.'],
-        f'shaded shapes {base} * {s} = {base * s} and {rest} * {f} = {rest * f}, as {x} is to {y}; {num(p)} % of the shade is '
-        f'{bad}.',
+        f'shaded shapes {base} * {s} = {base * s} and {rest} * {f} = {rest * f}, as {x} is to {y}; the {bad} part is '
+        f'100 * {x} / ({x} + {y}) {eq(p, "%")}.',
         [f'the larger shape decides: {verdict}; a stricter line would shade less {bad} and less {good}.',
          f'{verdict}, by the proportion of the shapes; less shade on the {good} side would cost some on the {bad} one.']),
         verdict, val(p), '%', f'the {bad} part of what is shaded')
@@ -122,8 +127,8 @@ def _base_rate_human_intuition(d):
          f'in round numbers about {x} true marks beside {y} false ones, so {x} in {x + y}, roughly {num(guess)} %.'],
         f'exactly {base} * {s} / 100 = {hits} and {rest} * {f} / 100 = {false}, so 100 * {hits} / ({hits} + {false}) '
         f'{eq(p, "%")}.',
-        [f'{verdict}; the rough {num(guess)} % is off by {points(abs(val(guess) - val(p)))}, and the gut was {gut}.',
-         f'keep the rule of thumb, {num(guess)} % and off by {points(abs(val(guess) - val(p)))}: {verdict}. The gut was '
+        [f'{verdict}; the rough {num(guess)} % is {missed(val(guess), val(p))}, and the gut was {gut}.',
+         f'keep the rule of thumb, {num(guess)} % and {missed(val(guess), val(p))}: {verdict}. The gut was '
          f'{gut}.']),
         verdict, val(guess), '%', f'the rough chance that a marked {what} is {bad}')
 
@@ -197,10 +202,11 @@ def _base_rate_psychological(d):
     return Look((
         [f'the mark on {a(what)} catches attention; people feel {s} % sure.',
          f'the mind holds on to {s} % and to the mark; the {good} {what}s get no attention.'],
-        [f'regret: {a(bad)} {what} kept hurts twice as much as {a(good)} one lost.',
-         f'people weigh losses double, and {a(bad)} {what} let through is the loss they fear.'],
+        [f'regret: {a(bad)} {what} kept hurts about twice as much as {a(good)} one lost.',
+         f'people tend to weigh losses double, and {a(bad)} {what} let through is the loss they fear.'],
         f'{base} * {s} / 100 = {hits} feel like 2 * {hits} = {2 * hits} against {rest} * {f} / 100 = {false}; '
-        f'felt share 100 * {2 * hits} / ({2 * hits} + {false}) {eq(feel, "%")}; real {num(p)} %.',
+        f'felt share 100 * {2 * hits} / ({2 * hits} + {false}) {eq(feel, "%")}; real '
+        f'100 * {hits} / ({hits} + {false}) {eq(p, "%")}.',
         [f'it feels {felt}, at {num(feel)} % where {num(p)} % is real; a pause before the decision helps.',
          f'it feels {felt}; to see the gap between {num(feel)} % and {num(p)} % takes a moment of effort.']),
         felt, val(feel), '%', f'the felt chance of {a(bad)} one')
@@ -228,7 +234,7 @@ def _expect_base_rate(key, d):
     total, base, s, f, bad, good = of(d, 'total base s f bad good')
     g = sum(i >= base for i in range(total))
     hits, false = Fraction(s, 100) * base, Fraction(f, 100) * g
-    h, o, both = int(hits), int(false), int(hits + false)
+    h, o = int(hits), int(false)
     p = 100 / (1 + false / hits)
     odds, x, y = hits / false, _digit(h), _digit(o)
     order = (bad, good) if hits > false else (good, bad)
@@ -237,12 +243,13 @@ def _expect_base_rate(key, d):
     sign = '>' if odds > 1 else '<'
     true, untrue = f'{base} * {s} / 100 = {h}', f'{g} * {f} / 100 = {o}'
     return {
-        'newton': lambda: [rather, true, untrue, f'{total} - {base} = {g}', f'{h} + {o} = {both}', f'{num(p)} %'],
+        'newton': lambda: [rather, true, untrue, f'{total} - {base} = {g}', f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{num(p)} %'],
         'davinci': lambda: [rather, f'{total} - {base} = {g}', f'{base} * {s} = {100 * h}', f'{g} * {f} = {100 * o}',
-                            f'as {odds.numerator} is to {odds.denominator}', f'{num(p)} %'],
+                            f'as {odds.numerator} is to {odds.denominator}',
+                            f'100 * {odds.numerator} / ({odds.numerator} + {odds.denominator}) {eq(p, "%")}'],
         'human_intuition': lambda: [rather, true, untrue, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{x} in {x + y}',
                                     f'{num(guess)} %', f'{y} false',
-                                    f'off by {points(abs(val(guess) - val(p)))}',
+                                    missed(val(p), val(guess)),
                                     f'gut was {"right" if odds > 1 else "wrong"}'],
         'quantum': lambda: [rather, f'sqrt({base}/{total})|1> + sqrt({g}/{total})|0>', f'{base} * {s} = {100 * h}',
                             f'{g} * {f} = {100 * o}',
@@ -254,7 +261,7 @@ def _expect_base_rate(key, d):
         'bias_mitigation': lambda: [rather, true, untrue, f'100 * {h} / ({h} + {o}) {eq(p, "%")}', f'{num(p)} per hundred'],
         'psychological': lambda: [f'feels rather {bad} than {good}' if odds * 2 > 1 else f'feels rather {good} than {bad}', true,
                                   f'2 * {h} = {h + h}', f'100 * {h + h} / ({h + h} + {o}) {eq(feel, "%")}',
-                                  f'{num(p)} %', untrue],
+                                  f'100 * {h} / ({h} + {o}) {eq(p, "%")}', untrue],
         'mathematical': lambda: [rather, f'{s} * x = {f} * ({total} - x)', f'{s + f} * x = {f} * {total}',
                                  f'{f * total} / {s + f} {eq(total / (1 + Fraction(s, f)))}',
                                  f'{s} * {base} = {100 * h} {sign} {f} * {g} = {100 * o}'],
@@ -338,10 +345,10 @@ def _game_human_intuition(d):
          'draw.',
          f'{m} * {c} = {m * c} coins buy about one prize of {w}, so by rule of thumb roughly {w} / {m} {eq(w / m)} a draw.'],
         f'exactly {k} * {w} / {n} {eq(per)} coins a draw, for {c}.',
-        [f'the guess of {num(w / m)} is off by {num(abs(val(w / m) - val(per)))}; '
+        [f'the guess of {num(w / m)} is {off_by(val(w / m), val(per))}; '
          f'{verdict}{", as the gut said" if gut == verdict else ", though the gut would not"}.',
-         f'{verdict}; the easy number {num(w / m)} {"was close enough" if gut == verdict else "misled"}, off by '
-         f'{num(abs(val(w / m) - val(per)))}.']),
+         f'{verdict}; the easy number {num(w / m)} {"was close enough" if gut == verdict else "misled"}, being '
+         f'{off_by(val(w / m), val(per))}.']),
         verdict, val(w / m), 'coins a draw', 'what a draw pays back by the easy numbers')
 
 def _game_quantum(d):
@@ -386,7 +393,7 @@ def _game_neural_network(d):
         [f'step({num(z)}) gives output {out}: {verdict}.',
          f'the weighted sum is {"positive" if z > 0 else "negative"}, the neuron {"fires" if z > 0 else "stays silent"}, output '
          f'{out}: {verdict}.']),
-        verdict, abs(val(z)), 'coins a draw', 'the size of the weighted sum')
+        verdict, abs(val(z)), 'coins of margin a draw', 'the size of the weighted sum')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-game-bias
 def _game_bias_mitigation(d):
@@ -410,9 +417,9 @@ def _game_psychological(d):
     gain, loss = k * (w - c), 2 * (n - k) * c
     felt = 'play it' if gain > loss else 'leave it'
     return Look((
-        [f'people feel a lost coin like two won ones, and {who} will too.',
+        [f'people tend to feel a lost coin like two won ones, and {who} may too.',
          f'the mind of {who} keeps the misses: a loss of {c} coins is felt double.',
-         f'{who} will feel every loss double, as most people do.'],
+         f'{who} is likely to feel every loss double, as most people do.'],
         [f'a hit feels like {w} - {c} = {w - c}, a miss like 2 * {c} = {2 * c} coins of regret.',
          f'felt gain {w} - {c} = {w - c} for a hit; felt loss 2 * {c} = {2 * c} for a miss.'],
         f'felt {k} * {w - c} = {gain} against {n - k} * {2 * c} = {loss} in {n} draws; really {back} come back for {paid}.',
@@ -452,7 +459,7 @@ def _expect_game(key, d):
         'davinci': lambda: [now, *sums, f'as {odds.numerator} is to {odds.denominator}', f'{back} / {n} {eq(per)}'],
         'human_intuition': lambda: [now, f'in {m} is', f'{m} * {c} = {m * c}', f'{w} / {m} {eq(Fraction(w, m))}',
                                     f'{k} * {w} / {n} {eq(per)}',
-                                    f'off by {num(abs(val(Fraction(w, m)) - val(per)))}'],
+                                    off_by(val(per), val(Fraction(w, m)))],
         'quantum': lambda: [now, f'sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>', f'{k}/{n} = {num(p)}', f'{num(p)} * {w} {eq(per)}',
                             f'stake {c}'],
         'philosophical': lambda: [now, form, f'{k} * {w} / {n} {eq(per)}', 'more than' if odds > 1 else 'less than'],
@@ -535,7 +542,7 @@ def _selection_davinci(d):
 def _selection_human_intuition(d):
     (best, n, i), (other, m, j) = _groups(d)
     t, u = tenths(i, n), tenths(j, m)
-    off, gut = abs(10 * t - val(100 * i / n)), best if i > j else other
+    off, gut = missed(10 * t, val(100 * i / n)), best if i > j else other
     return Look((
         [f'the gut says {gut}, where {max(i, j)} were taken.',
          f'a quick feeling for {gut}, since {max(i, j)} is more than {min(i, j)}.'],
@@ -543,9 +550,9 @@ def _selection_human_intuition(d):
          f'in easy numbers, about {t} of ten for {best}, roughly {u} of ten for {other}.',
          f'{best}: about {t} out of ten; {other}: roughly {u} out of ten.'],
         f'exactly 100 * {i} / {n} {eq(100 * i / n, "%")} and 100 * {j} / {m} {eq(100 * j / m, "%")}.',
-        [f'{10 * t} % is off by {points(off)}, close enough: the {best} group is ahead, and the gut was '
+        [f'{10 * t} % is {off}, close enough: the {best} group is ahead, and the gut was '
          f'{"right" if gut == best else "wrong"}.',
-         f'the {best} group is ahead; the rough {10 * t} % is off by {points(off)}, the gut '
+         f'the {best} group is ahead; the rough {10 * t} % is {off}, the gut '
          f'{"was right" if gut == best else "had counted heads"}.']),
         f'the {best} group', 10 * t, '%', f'the rough rate of the {best} group')
 
@@ -557,11 +564,11 @@ def _selection_quantum(d):
          f'one qubit each: |1>, accepted, has amplitude sqrt({i}/{n}) in the {best} group, sqrt({j}/{m}) in the {other} group, '
          'and the rest on |0>.'],
         [f'the probability to measure |1> in {best} or {other} is its amplitude squared.',
-         f'amplitude squared is the probability of the {d["aim"]} when measured.'],
+         f'amplitude squared is the probability to measure a place in the {d["aim"]}.'],
         f'sqrt({i}/{n})^2 {eq(i / n)} and sqrt({j}/{m})^2 {eq(j / m)}.',
         [f'expect |1> with probability {num(i / n)}, more often than in the {other} state: the {best} group is ahead.',
          f'one measurement tells little, but with probability {num(i / n)} for |1> the {best} group is ahead.']),
-        f'the {best} group', val(i / n), 'probability of |1>', f'in the {best} group')
+        f'the {best} group', val(i / n), 'in probability', f'the chance to measure |1> in the {best} group')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-selection-philosophical
 def _selection_philosophical(d):
@@ -657,7 +664,7 @@ def _expect_selection(key, d):
         'davinci': lambda: [ahead, f'{m} * {i} / {n} {eq(level)}', f'line reaches {j}', f'{num(level)} to {j}'],
         'human_intuition': lambda: [ahead, f'100 * {i} / {n} {eq(100 * r, "%")}', f'100 * {j} / {m} {eq(100 * q, "%")}',
                                     f'{10 * t} %', str(t), str(u),
-                                    f'off by {points(abs(10 * t - val(100 * r)))}'],
+                                    missed(val(100 * r), 10 * t)],
         'quantum': lambda: [ahead, f'sqrt({i}/{n})^2 {eq(r)}', f'sqrt({j}/{m})^2 {eq(q)}', f'probability {num(r)}', '|1>', '|0>'],
         'philosophical': lambda: [ahead, 'modus ponens', f'{i} * {m} = {int(r * n * m)}', f'{j} * {n} = {int(q * n * m)}',
                                   'happens to be true' if i > j else 'counterexample'],
@@ -679,7 +686,7 @@ situation('selection', _draw_selection, _ask_selection, _expect_selection, dict(
     psychological=_selection_psychological, mathematical=_selection_mathematical))
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-jar-draw
-CASES = 'box', 'case', 'chest', 'cradle', 'crate', 'drawer', 'locker', 'tank', 'tray', 'trough', 'trunk', 'tub'
+CASES = 'bin', 'box', 'case', 'chest', 'crate', 'drawer', 'locker', 'tank', 'tray', 'trough', 'trunk', 'tub'
 GRAINS = 'acorn', 'bead', 'bean', 'button', 'cork', 'hazelnut', 'marble', 'nut', 'pebble', 'plum', 'shell', 'walnut'
 
 def _draw_jar(rng):
@@ -738,8 +745,8 @@ def _jar_davinci(d):
          f'sketch the floor to scale, {l} by {b}, then {h} level lines for the slices.'],
         f'a slice holds {l} * {b} * {f} / 100 / {v} {eq(one)} {what}s; as 1 is to {h}, so is {num(one)} to {h} * {num(one)} '
         f'{eq(all_)}.',
-        [f'{words}, with {num(all_)} in the drawing; a finer slice of {box} costs the hand time.',
-         f'by proportion {num(all_)}: {words}. A rounder shape of {box} would need more lines.']),
+        [f'{words}, with {num(all_)} in the drawing; a finer slice of the {box} costs the hand time.',
+         f'by proportion {num(all_)}: {words}. A {box} of rounder shape would need more lines.']),
         verdict, val(all_), f'{what}s', f'the number by slices')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-jar-human
@@ -757,8 +764,8 @@ def _jar_human_intuition(d):
          f'in easy numbers, about {high} cm and {"half" if part == .5 else "three quarters"} full, {l} * {b} * {high} = {flat}, '
          f'so roughly {flat} * {part} / {v} {eq(guess)}.'],
         f'exactly {l} * {b} * {h} * {f} / 100 / {v} {eq(n)}.',
-        [f'the guess of {num(guess)} is off by {num(abs(val(guess) - val(n)))}; {words}.',
-         f'{words}; the easy number {num(guess)} is off by {num(abs(val(guess) - val(n)))}.']),
+        [f'the guess of {num(guess)} is {off_by(val(guess), val(n))}; {words}.',
+         f'{words}; the easy number {num(guess)} is {off_by(val(guess), val(n))}.']),
         verdict, val(guess), f'{what}s', 'the number by easy numbers')
 
 def _jar_quantum(d):
@@ -800,14 +807,14 @@ def _jar_neural_network(d):
     z = w * space - claim
     return Look((
         [f'one input, the space x1 = {l} * {b} * {h} = {space} cm^3.',
-         f'the input is the inside of the {box}, x1 = {l} * {b} * {h} = {space}.'],
+         f'the input is the inside of the {box}, x1 = {l} * {b} * {h} = {space} cm^3.'],
         [f'weight {f} / 100 / {v} {eq(f / 100 / v)} for each cm^3; bias -{claim}; ReLU activation.',
          f'a neuron with weight {f} / 100 / {v} {eq(f / 100 / v)}, bias -{claim}, and ReLU.'],
         [f'weighted sum {num(w)} * {space} - {claim} {eq(z)}.',
          f'weight times input plus bias: {num(w)} * {space} - {claim} {eq(z)}.'],
         [f'ReLU({num(z)}) = {num(max(val(z), 0))}, so the output says {words}.',
          f'the neuron {"fires" if z > 0 else "stays silent"} with output {num(max(val(z), 0))}: {words}.']),
-        verdict, abs(val(z)), f'{what}s', 'the size of the weighted sum')
+        verdict, abs(val(z)), f'{what}s of margin', 'the size of the weighted sum')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-jar-bias
 def _jar_bias_mitigation(d):
@@ -872,7 +879,7 @@ def _expect_jar(key, d):
         'human_intuition': lambda: [say, f'{l} * {b} * {high} = {l * b * high}',
                                     f'{l * b * high} * {num(part)} / {v} {eq(guess)}',
                                     f'{l} * {b} * {h} * {f} / 100 / {v} {eq(n)}',
-                                    f'off by {num(abs(val(guess) - val(n)))}'],
+                                    off_by(val(n), val(guess))],
         'quantum': lambda: [say, f'sqrt({f}/100)', f'{l} * {b} * {h} / {v} {eq(Fraction(space, v))}',
                             f'{num(cells)} * {f} / 100 {eq(expected)}', f'{bits} qubits', f'2^{bits}', '|0>', '|1>'],
         'philosophical': lambda: [say, f'{claim} * {v} = {claim * v}', f'{l} * {b} * {h} * {f} / 100 = {filled}',
@@ -957,15 +964,14 @@ def _sample_human_intuition(d):
     x, verdict = _lot(d)
     one = math.floor(n / k + .5)
     guess, gut = lot / one, 'take the lot' if lot / one < limit else 'send it back'
+    far = '' if val(guess) == x else ', close enough' if gut == verdict else ', too much here'
     return Look((
         [f'the gut says that roughly one {what} in {one} is {bad}.', f'a first feeling: about one in {one} is {bad}.'],
         [f'call it one in {one}, so about {lot} / {one} {eq(guess)} in the lot.',
          f'by rule of thumb one in {one} makes roughly {lot} / {one} {eq(guess)}.'],
         f'exactly {lot} * {k} / {n} = {num(x)}, with {limit} allowed.',
-        [f'the guess of {num(guess)} is off by {num(abs(val(guess) - x))}, '
-         f'{"close enough" if gut == verdict else "too much here"}: {verdict}.',
-         f'{verdict}; the easy number {num(guess)} is off by '
-         f'{num(abs(val(guess) - x))}{"" if gut == verdict else " and would mislead"}.']),
+        [f'the guess of {num(guess)} is {off_by(val(guess), x)}{far}: {verdict}.',
+         f'{verdict}; the easy number {num(guess)} is {off_by(val(guess), x)}{"" if gut == verdict else " and would mislead"}.']),
         verdict, val(guess), f'{bad} {what}s', 'the number in the lot by the easy number')
 
 def _sample_quantum(d):
@@ -985,10 +991,10 @@ def _sample_quantum(d):
 def _sample_philosophical(d):
     what, bad, lot, n, k, limit = of(d, 'what bad lot n k limit')
     x, verdict = _lot(d)
-    good = verdict == 'take the lot'
+    good, be = verdict == 'take the lot', 'is' if k == 1 else 'are'
     return Look((
-        [f'the premise speaks of {n} {what}s, the conclusion of {lot}: if {k} of {n} are {bad}, then the lot is alike.',
-         f'from the premise that {k} of {n} {what}s are {bad} comes a conclusion about all {lot}.'],
+        [f'the premise speaks of {n} {what}s, the conclusion of {lot}: if {k} of {n} {be} {bad}, then the lot is alike.',
+         f'from the premise that {k} of {n} {what}s {be} {bad} comes a conclusion about all {lot}.'],
         [f'the form is induction, from {n} {what}s to {lot}: not valid, but it can be strong.',
          f'an induction on {what}s: the premise supports what it says of {lot}, but is no proof.'],
         f'for certain at least {k} and at most {lot} - {n} + {k} = {lot - n + k} are {bad}; if the lot is alike, {lot} * {k} / '
@@ -1010,7 +1016,7 @@ def _sample_neural_network(d):
          f'weight times input plus bias: {lot // n} * {k} - {limit} = {num(z)}.'],
         [f'step({num(z)}) gives output {int(z > 0)}: {verdict}.',
          f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)}: {verdict}.']),
-        verdict, abs(val(z)), f'{bad} {what}s', 'the size of the weighted sum')
+        verdict, abs(val(z)), f'{bad} {what}s of margin', 'the size of the weighted sum')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-sample-bias
 def _sample_bias_mitigation(d):
@@ -1035,8 +1041,8 @@ def _sample_psychological(d):
     return Look((
         [f'{a(bad)} {what} catches the attention; the good ones are not noticed.',
          f'the mind keeps {a(bad)} {what} and forgets the good ones.'],
-        [f'people weigh losses double, so {k} {bad} feel like 2 * {k} = {2 * k}.',
-         f'{k} {bad} ones are felt as 2 * {k} = {2 * k}, since a loss counts double.'],
+        [f'people tend to weigh losses double, so {k} {bad} {"feels" if k == 1 else "feel"} like 2 * {k} = {2 * k}.',
+         f'a loss counts double, and the {bad} count is felt as 2 * {k} = {2 * k}.'],
         f'felt {lot} * {2 * k} / {n} = {num(felt)}, real {lot} * {k} / {n} = {num(x)}, allowed {limit}.',
         [f'the feeling says {feels} at {num(felt)}, the count says {verdict} at {num(x)}; set the limit before looking.',
          f'at {num(felt)} the feeling says {feels}, at {num(x)} the count says {verdict}; a written limit takes the regret '
@@ -1070,7 +1076,7 @@ def _expect_sample(key, d):
         'newton': lambda: [now, f'{k} / {n} {eq(p)}', f'{num(p)} * {lot} = {x}', f'{limit}'],
         'davinci': lambda: [now, f'{k} * {lot} / {n} = {x}', f'{x} to {limit}', f'as {n} is to {lot}'],
         'human_intuition': lambda: [now, f'in {one}', f'{lot} / {one} {eq(guess)}', f'{lot} * {k} / {n} = {x}',
-                                    f'off by {num(abs(val(guess) - x))}'],
+                                    off_by(x, val(guess))],
         'quantum': lambda: [now, f'sqrt({k}/{n})|1> + sqrt({n - k}/{n})|0>', f'{k}/{n} = {num(p)}', f'{lot} * {num(p)} = {x}'],
         'philosophical': lambda: [now, 'induction', f'{lot} - {n} + {k} = {lot - (n - k)}', f'{lot} * {k} / {n} = {x}'],
         'neural_network': lambda: [now, f'{lot} / {n} = {each}', f'{each} * {k} - {limit} = {z}', f'bias -{limit}',
@@ -1096,7 +1102,8 @@ DAYS = 10, 20, 25, 40, 50
 def _draw_forecast(rng):
     while True:
         n, m = rng.choice(DAYS), rng.choice(DAYS)
-        i, j = round(n * rng.uniform(.4, .95)), round(m * rng.uniform(.4, .95))
+        i, j = round(n * rng.uniform(.5, .95)), round(m * rng.uniform(.5, .95))
+        if 2 * i < n or 2 * j < m: continue   # nobody is worse than a coin
         if tenths(i, n) != tenths(j, m) and max(tenths(i, n), tenths(j, m)) < 10 and 3 * i - 2 * n != 3 * j - 2 * m: break
     who, first, second = rng.sample(NAMES, 3)
     return dict(who=who, where=rng.choice(PLACES), what=rng.choice(WEATHER), x=first, y=second, n=n, i=i, m=m, j=j)
@@ -1120,17 +1127,20 @@ def _two(d):
     return best, n, i, other, m, j, p, q, 100 * p / (p + q)
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-forecast-newton
+def _miss(k):
+    return '1 miss' if k == 1 else f'{k} misses'
+
 def _forecast_newton(d):
     best, n, i, other, m, j, p, q, c = _two(d)
     return Look((
-        [f'{best} with {i} hits and {n} - {i} = {n - i} misses pulls one way, {other} with {j} hits and {m} - {j} = {m - j} '
-         'misses the other.',
-         f'quantities: {i} hits, {n} - {i} = {n - i} misses for {best}; {j} hits, {m} - {j} = {m - j} misses for {other}.'],
+        [f'{best} with {i} hits and {n} - {i} = {_miss(n - i)} pulls one way, {other} with {j} hits and {m} - {j} = '
+         f'{_miss(m - j)} the other.',
+         f'quantities: {i} hits, {n} - {i} = {_miss(n - i)} for {best}; {j} hits, {m} - {j} = {_miss(m - j)} for {other}.'],
         ['two forces act against each other, each = own hits * misses of the other.',
          f'law of balance: the force of {best} is hits * misses of {other}, and the reverse.',
          f'each side acts with the force hits * misses of the other.'],
         f'{i} * {m - j} = {p} for {best}, {j} * {n - i} = {q} for {other}; rate 100 * {p} / ({p} + {q}) {eq(c, "%")}.',
-        [f'the balance tips by {num(c)} %: follow {best}.', f'follow {best}, whose force is {num(c)} % of both.']),
+        [f'{num(c)} % of the force lies with {best} and tips the balance: follow {best}.', f'follow {best}, whose force is {num(c)} % of both.']),
         f'follow {best}', val(c), '%', f'the chance that {best} is right')
 
 def _forecast_davinci(d):
@@ -1143,7 +1153,8 @@ def _forecast_davinci(d):
          f'{m - j} high, {n} - {i} = {n - i} wide.',
          f'sketch a line at {i} on one side and at {j} on the other; where one errs alone lie two shapes, {m} - {j} = {m - j} '
          f'high and {n} - {i} = {n - i} wide.'],
-        f'areas {i} * {m - j} = {p} and {j} * {n - i} = {q}, in the proportion {x} : {y}, of which the first is {num(c)} %.',
+        f'areas {i} * {m - j} = {p} and {j} * {n - i} = {q}, in the proportion {x} : {y}; the first is '
+        f'100 * {x} / ({x} + {y}) {eq(c, "%")} of both.',
         [f'as {x} is to {y}, so {best} is to {other}: follow {best}.',
          f'follow {best}, for the larger shape is that one, as {x} is to {y}.']),
         f'follow {best}', val(c), '%', f'the part of the area that is for {best}')
@@ -1163,8 +1174,8 @@ def _forecast_human_intuition(d):
          f'in easy numbers about {t} of ten against roughly {u} of ten, {t} * {10 - u} = {x} and {u} * {10 - t} = {y}: about '
          f'{num(guess)} %.'],
         f'exactly {i} * ({m} - {j}) = {p} to {j} * ({n} - {i}) = {q}, 100 * {p} / ({p} + {q}) {eq(c, "%")}.',
-        [f'follow {best}; the guess of {num(guess)} % is off by {points(abs(val(guess) - val(c)))}.',
-         f'the rough {num(guess)} % is off by {points(abs(val(guess) - val(c)))}, and the advice stays: follow {best}.']),
+        [f'follow {best}; the guess of {num(guess)} % is {missed(val(guess), val(c))}.',
+         f'the rough {num(guess)} % is {missed(val(guess), val(c))}, and the advice stays: follow {best}.']),
         f'follow {best}', val(guess), '%', f'the rough chance that {best} is right')
 
 def _forecast_quantum(d):
@@ -1208,8 +1219,8 @@ def _forecast_neural_network(d):
          'activation.',
          f'a neuron with weights ({i} - {n - i}) / {n} = {num(u)} for {x} and ({j} - {m - j}) / {m} = {num(w)} for {y}, bias 0, '
          'step activation.'],
-        [f'weighted sum {num(u)} * 1 + {num(w)} * -1 = {num(z)}.',
-         f'weights times inputs, summed: {num(u)} * 1 + {num(w)} * -1 = {num(z)}.'],
+        [f'weighted sum {num(u)} * 1 + {num(w)} * (-1) = {num(z)}.',
+         f'weights times inputs, summed: {num(u)} * 1 + {num(w)} * (-1) = {num(z)}.'],
         [f'step({num(z)}) gives output {int(z > 0)}, {"yes" if z > 0 else "no"}: follow {best}.',
          f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)} for {"yes" if z > 0 else "no"}: follow '
          f'{best}.']),
@@ -1238,7 +1249,7 @@ def _forecast_psychological(d):
     return Look((
         [f'people remember the misses of {d["x"]} and {d["y"]} better than the hits.',
          f'a wrong forecast stays with {d["who"]}; a right one soon loses attention.'],
-        ['each miss is felt like two hits, since losses weigh double.', f'regret makes {d["who"]} weigh a miss like two hits.',
+        ['each miss is felt like two hits, since losses tend to weigh double.', f'regret makes {d["who"]} weigh a miss like two hits.',
          f'a loss weighs double in the mind of {d["who"]}: one miss, two hits.'],
         f'felt {i} - 2 * {n - i} = {f} for {best}, {j} - 2 * {m - j} = {g} for {other}, a gap of {abs(f - g)}.',
         [f'the feeling says follow {felt}, the rates say {best}; '
@@ -1275,17 +1286,18 @@ def _expect_forecast(key, d):
     return {
         'newton': lambda: [say, *sums, *misses, f'100 * {p} / ({p} + {o}) {eq(c, "%")}'],
         'davinci': lambda: [say, *sums, *misses, f'{odds.numerator} : {odds.denominator}',
-                            f'as {odds.numerator} is to {odds.denominator}', f'{num(c)} %'],
+                            f'as {odds.numerator} is to {odds.denominator}',
+                            f'100 * {odds.numerator} / ({odds.numerator} + {odds.denominator}) {eq(c, "%")}'],
         'human_intuition': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}',
                                     f'100 * {p} / ({p} + {o}) {eq(c, "%")}', f'{t} * {10 - u} = {t * (10 - u)}',
                                     f'{u} * {10 - t} = {u * (10 - t)}',
-                                    f'{num(guess)} %', f'off by {points(abs(val(guess) - val(c)))}'],
+                                    f'{num(guess)} %', missed(val(c), val(guess))],
         'quantum': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}', f'{n} * {m}',
                             f'100 * {p} / ({p} + {o}) {eq(c, "%")}'],
         'philosophical': lambda: [say, f'{i} * ({m} - {j}) = {p}', f'{j} * ({n} - {i}) = {o}'],
         'neural_network': lambda: [say, '1', '-1', 'bias 0', f'({d["i"]} - {d["n"] - d["i"]}) / {d["n"]} = {num(x)}',
                                    f'({d["j"]} - {d["m"] - d["j"]}) / {d["m"]} = {num(y)}',
-                                   f'{num(x)} * 1 + {num(y)} * -1 = {num(x - y)}', f'output {int(x > y)}'],
+                                   f'{num(x)} * 1 + {num(y)} * (-1) = {num(x - y)}', f'output {int(x > y)}'],
         'bias_mitigation': lambda: [say, f'100 * {i} / {n} {eq(100 * r)}', f'100 * {j} / {m} {eq(100 * q)}',
                                     f'{num(100 * r)} - {num(100 * q)} {eq(gap)}'],
         'psychological': lambda: [f'feeling says follow {best if f > g else other}', f'rates say {best}',
