@@ -149,7 +149,7 @@ def training_set(
 # %% ../nbs/90_pipeline.ipynb #pi-run
 def _sample_prompt(split):
     # a held-out question about the model itself, to be answered from time to time
-    asked = [r for records in split.held_out.values() for r in records if r.category == 'self_reference']
+    asked = [r for records in split.held_out.values() for r in records if r.category == 'self_reference' and len(r.messages) == 2]
     return list(asked[0].messages[:1]) if asked else ''
 
 def new_run(
