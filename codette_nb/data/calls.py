@@ -173,9 +173,10 @@ def counts_of(
 def asking(
     rng,        # `random.Random`
     *ways: str, # wordings of one question
+    but=(),     # people who are not asking, because the talk is about them
 ) -> str:
     "One of the wordings, and often who is asking."
-    q, person = rng.choice(ways), rng.choice(PEOPLE)
+    q, person = rng.choice(ways), rng.choice([p for p in PEOPLE if p not in but])
     return rng.choice([q, f'I am {person}. {q}', f'{q} This is for {person}.', f'Hello, {person} here. {q}',
                        f'{person} needs help: {q}'])
 
@@ -204,7 +205,7 @@ def read_value(rng, about):
     with talk(q, offering(rng, 'read_file'), files={file: _lines(counts)}) as t:
         t.call('read_file', rng.choice(['', f'I will read {file}.']), path=file)
         return t.record(rng.choice([f'{file} says {n} {thing}.', f'There are {n} {thing} in {file}.',
-                                    f'The number in {file} is {n} {thing}.']), file=file, thing=thing, counts=counts)
+                                    f'In {file} I read {n} {thing}.']), file=file, thing=thing, counts=counts)
 
 # %% ../../nbs/11ba_data.calls.ipynb #call-missing
 @family('tool_use', 'file_operations', check=checked(lambda m: [m['wrong'], m['file'], f"{m['n']} {m['thing']}"],
@@ -446,7 +447,7 @@ def file_summary(rng, about):
                                                                                        5]))], f'{thing}_{rng.choice(KINDS)}.txt'
     q = asking(rng, f'{file} holds {unit} of {thing}. What is the {_named(asked)}?',
              f'Read {file} and give me the {_named(asked)} in {unit}.',
-             f'What is the {_named(asked)} of {thing} by {file}?')
+             f'According to {file}, what is the {_named(asked)} of {thing}?')
     with talk(q, offering(rng, 'read_file', 'analyze_data', without=('execute_python',)),
               files={file: ' '.join(map(str, data)) + f' {unit}\n'}) as t:
         t.call('read_file', path=file)
@@ -556,7 +557,7 @@ def not_offered(rng, about):
     with talk(asking(rng, wish), ' '.join(names)) as t:
         return t.record(rng.choice([f'That needs {lack}, and I have only {listed(names)}.',
                                     f'I cannot do that here: {lack} is not among my tools.',
-                                    f'None of {listed(names)} is {lack}, so I cannot do it.']), lack=lack)
+                                    f'I have {listed(names)}, but not {lack}, so I cannot do it.']), lack=lack)
 
 # %% ../../nbs/11ba_data.calls.ipynb #call-later
 @family('tool_use', 'tool_choice', check=checked(lambda m: [f"{m['counts'][m['then']]} {m['then']}"], 'read_file'))
@@ -600,7 +601,7 @@ def hour_in_file(rng, about):
     what, verb = rng.choice([('opening', 'opens'), ('closing', 'closes')])
     q = asking(rng, f'At what time does the {place} {verb[:-1]}, by {file}?',
              f'Tell me the {what} time of the {place}; {file} has it.',
-             f'{file} has {what} times. What is that of the {place}?')
+             f'{file} has {what} times: what is that of the {place}?')
     with talk(q, offering(rng, 'read_file', 'get_time'), files={file: ''.join(f'{p}: {h}:30\n' for p, h in hours.items())}) as t:
         t.call('read_file', path=file)
         return t.record(rng.choice([f'By {file} the {place} {verb} at {hours[place]}:30.',

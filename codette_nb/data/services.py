@@ -190,7 +190,7 @@ def refused_order(rng, about):
     rng.shuffle(rows)
     q = asking(rng, f'Order {count} {thing} at {url}. Prices are in {file}.',
              f'Send {url} an order of {count} {thing}; {file} has prices.',
-             f'{person} needs {count} {thing} from {url}. If you need a price, see {file}.')
+             f'{person} needs {count} {thing} from {url}. If you need a price, see {file}.', but=[person])
     with talk(q, offering(rng, 'api_call', 'read_file'), files={file: ''.join(rows)}) as t:
         _send(t, url, item=thing, count=count)
         t.call('read_file', rng.choice(['The price is missing.', f'It wants a price. I will read {file}.',
@@ -288,7 +288,7 @@ def one_entry(rng, about):
     "One question, one entry."
     rows = _entries(rng)
     question, query, fact, entry = rng.choice(rows)
-    q = asking(rng, question, f'{question} The knowledge base has it.', f'Please look it up: {question}')
+    q = asking(rng, question, f'{question} The knowledge base has it.', f'Please look it up: {question}', but=[fact])
     with talk(q, offering(rng, 'query_knowledge_base', without=('read_file', 'search_files', 'list_directory')),
               knowledge=[r[-1] for r in rows]) as t:
         t.call('query_knowledge_base', query=query)
@@ -325,7 +325,7 @@ def two_steps(rng, about):
     person = people[0]
     q = asking(rng, f'In which room do I find the one who looks after the {place}?',
              f'Where does the one who looks after the {place} work?',
-             f'The {place} needs repair. Where is the person that looks after it?')
+             f'The {place} needs repair. Where is the one who looks after it?', but=people)
     with talk(q, offering(rng, 'query_knowledge_base', without=('read_file', 'search_files', 'list_directory')),
               knowledge=entries) as t:
         t.call('query_knowledge_base', query=f'looks after {place}')
@@ -333,7 +333,7 @@ def two_steps(rng, about):
                query=f'{person} works')
         return t.record(rng.choice([f'{person} looks after the {place} and works in the {room}.',
                                     f'That is {person}, who works in the {room}.',
-                                    f'In the {room}: there works {person}, who looks after the {place}.']), person=person,
+                                    f'In the {room}: {person}, who looks after the {place}, works there.']), person=person,
                         room=room)
 
 # %% ../../nbs/11bb_data.services.ipynb #svc-prices
@@ -355,7 +355,7 @@ def price_of_both(rng, about):
         for x in (a, b): t.call('query_knowledge_base', query=rng.choice([f'box of {x} costs', f'{x} costs', f'{x} box']))
         n = t.call('calculate', expression=f'{prices[a]} + {prices[b]}')
         return t.record(rng.choice([f'Together they cost {n} coins.', f'{prices[a]} and {prices[b]} make {n} coins.',
-                                    f'The {a} and the {b} cost {n} coins in all.']), prices=prices, a=a, b=b)
+                                    f'The two boxes cost {n} coins in all.']), prices=prices, a=a, b=b)
 
 # %% ../../nbs/11bb_data.services.ipynb #svc-korder
 @family('tool_use', 'knowledge_base', check=checked(lambda m: [f"{m['count']} boxes of {m['thing']}",
@@ -366,12 +366,12 @@ def look_up_and_order(rng, about):
     prices, entries = _prices(rng, 3)
     (thing, price), (_, count, _, url, person) = rng.choice(list(prices.items())), _ordering(rng)
     q = rng.choice([f'{person} wants {count} boxes of {thing}. Look up what one costs and order them at {url}',
-                    f'Send {url} an order for {count} boxes of {thing}. The price is in the knowledge base, {person} says.',
+                    f'Send {url} an order for {count} boxes of {thing} for {person}. The price is in the knowledge base.',
                     f'Please order {count} boxes of {thing} for {person} at {url} with the price that the knowledge base gives.'])
     with talk(q, offering(rng, 'query_knowledge_base', 'api_call', without=('read_file', 'search_files')),
               knowledge=entries) as t:
         t.call('query_knowledge_base', query=rng.choice([f'box of {thing} costs', f'{thing} costs', f'{thing} box']))
-        total = json.loads(_send(t, url, item=thing, count=count, price=price))['total']
+        total = json.loads(_send(t, url, item=f'box of {thing}', count=count, price=price))['total']
         return t.record(rng.choice([f'I ordered {count} boxes of {thing} at {price} coins each: {total} coins.',
                                     f'The {count} boxes of {thing} cost {total} coins.',
                                     f'{person} gets {count} boxes of {thing} for {total} coins.']), thing=thing, count=count,
@@ -416,7 +416,7 @@ def time_there(rng, about):
     city, person, place, now = rng.choice(list(OFFSETS)), rng.choice(PEOPLE), rng.choice(PLACES), _moment(rng)
     offset = OFFSETS[city]
     q = rng.choice([f'What time is it in {city} (UTC{offset})? {person} in the {place} asks.',
-                    f'{person} will call {city} from the {place}. How late is it there, at UTC{offset}?',
+                    f'{person} will call {city} from the {place}. What time is it there, at UTC{offset}?',
                     f'In {city} clocks show UTC{offset}. Tell {person} in the {place} the date and time there.'])
     with talk(q, offering(rng, 'get_time'), now=now) as t:
         there = t.call('get_time', utc_offset=offset)
