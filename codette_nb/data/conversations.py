@@ -40,11 +40,11 @@ def draw_item(rng, known: dict, kinds=('fact', 'sum', 'letters', 'order')) -> li
 def ask_item(rng, item: list, known: dict) -> str:
     "The question."
     kind, *x = item
-    if kind == 'fact': return say(rng, 'Tell me {q}.', '[Please say|Say] {q}.', 'I ask for {q}.', 'Now {q}, please.',
+    if kind == 'fact': return say(rng, 'Tell me {q}.', '[Please say|Say] {q}.', 'Give me {q}.', 'Now {q}, please.',
                                   q=known[x[0]].asks[1])
     if kind == 'sum': return say(rng, 'What is {a} plus {b}?', 'Add {a} and {b}.', '{a} + {b}?', 'How much do {a} and {b} make?',
                                  a=x[0], b=x[1])
-    if kind == 'letters': return say(rng, 'How many letters has {w}?', 'Count the letters of {w}.', 'The word {w}: how long?',
+    if kind == 'letters': return say(rng, 'How many letters are in {w}?', 'Count the letters of {w}.', 'The word {w}: how long?',
                                      w=x[0])
     return say(rng, 'Which comes first in the alphabet, {a} or {b}?', 'Sort {a} and {b}.', 'By the alphabet: {a} or {b} first?',
                a=x[0], b=x[1])
@@ -105,7 +105,7 @@ def earlier(rng, about):
     n, known = rng.choice([2, 3, 3]), some_facts(about)
     items, i = [draw_item(rng, known) for _ in range(n)], rng.randrange(n)
     turns, ref = exchanges(rng, known, items), where(rng, i, n)
-    q = say(rng, 'What did you say {r}?', 'Repeat what you said {r}.', 'Which were your words {r}?', 'Quote what you wrote {r}.',
+    q = say(rng, 'What did you say {r}?', 'Repeat what you said {r}.', 'What were your words {r}?', 'Quote what you wrote {r}.',
             'Say once more what I read {r}.', r=ref)
     a = say(rng, '{R} I said: {x}', 'I said {r}: {x}', 'It was this: {x}', 'My words {r} were: {x}', '"{x}"', 'I quote: {x}',
             R=yours_to_me(ref[0].upper() + ref[1:]), r=yours_to_me(ref), x=turns[2 * i + 1])
@@ -124,7 +124,7 @@ def disputed(rng, about):
     "Holds a claim about its words against its words."
     n, known = rng.choice([1, 2, 2]), some_facts(about)
     items, i = [draw_item(rng, known) for _ in range(n)], rng.randrange(n)
-    items[i] = draw_item(rng, known, ('sum', 'letters')) if rng.random() < .5 else ['fact', rng.choice(COUNTED)]
+    items[i] = draw_item(rng, known, ('sum', 'letters')) if rng.random() < .5 else ['fact', rng.choice([k for k in COUNTED if about[k] > 1])]
     turns, ref = exchanges(rng, known, items), where(rng, i, n)
     true = claim = turns[2 * i + 1]
     number = re.findall(r'\d[\d,]*', true)[-1 if items[i][0] == 'sum' else 0]
@@ -179,14 +179,14 @@ def _check_turns(record, about):
 
 @family('consciousness', 'self_reference', check=talked(_check_turns))
 def turns(rng, about):
-    "How many answers it has given, or heard how many questions."
+    "How many answers it has given, or how many messages it was sent before this one."
     known = some_facts(about)
     items = [draw_item(rng, known) for _ in range(rng.randint(1, 4))]
-    what = rng.choice(['answer', 'question'])
+    what = rng.choice(['answer', 'message'])
     q = (say(rng, 'How many answers have you given [so far|until now|before this]?', 'Count your answers in this talk.',
              'How often have you answered me?') if what == 'answer' else
-         say(rng, 'How many questions did I ask before [this|this one]?', 'Count my questions in this talk.',
-             'How often have I asked you something?'))
+         say(rng, 'How many messages did I write before [this|this one]?', 'Count my messages in this talk.',
+             'How often have I written to you?'))
     a = say(rng, '{c} so far; this is number {n}.', 'Before now {c}, and this is number {n}.', 'I count {c}; this is number {n}.',
             'Up to here {c}, so this is number {n}.',
             c=count(len(items), what), n=len(items) + 1)
@@ -198,7 +198,7 @@ def turns(rng, about):
 def words(rng, about):
     "How many words an answer of its own has."
     n, known = rng.randint(1, 3), some_facts(about)
-    items, i = [draw_item(rng, known) for _ in range(n)], rng.randrange(n)
+    items, i = [draw_item(rng, known, ('fact', 'letters', 'order')) for _ in range(n)], rng.randrange(n)
     turns, ref = exchanges(rng, known, items), where(rng, i, n)
     own = turns[2 * i + 1].rstrip('.').split()
     q = say(rng, 'How many words did you use {r}?', 'Count your words {r}.', 'How long, in words, was what you said {r}?',
@@ -246,7 +246,8 @@ def began(rng, about):
     items, i = [draw_item(rng, known) for _ in range(n)], rng.randrange(n)
     turns, ref = exchanges(rng, known, items), where(rng, i, n)
     own, verb = turns[2 * i + 1].rstrip('.').split(), 'end' if end else 'begin'
-    q = say(rng, 'With which word did you {v} {r}?', 'The word that you {v} with {r}: which is it?', v=verb, r=ref)
+    q = say(rng, 'With which word did you {v} {r}?', 'What you said {r}: which is its {o} word?', v=verb, r=ref,
+            o='last' if end else 'first')
     return talk(*turns, q, f'I said: {turns[2 * i + 1]} So it {verb}s with "{own[-1 if end else 0]}".', items=items, i=i, end=end)
 
 # %% ../../nbs/11ca_data.conversations.ipynb #cv-memory
@@ -279,7 +280,7 @@ def memory(rng, about):
             'That your {t} is {c} stands above', 'Here I read: your {t} is {c}', t=thing, c=colour)
     b = say(rng, '. {X} is not here, and [other talks are gone|I keep no other talk].',
             '; {x} [does not stand here|I cannot find], [as|since] no other talk [is kept|reaches me].',
-            ', but nothing says {x}, and I have [only this talk|no other].', '. Of {x} this talk [says|has] nothing.', x=x,
+            ', but nothing here tells {x}, and I have [only this talk|no other talk].', '. Of {x} this talk [says|has] nothing.', x=x,
             X=x[0].upper() + x[1:])
     return talk(f'{first} My {thing} is {colour}.', told, q, a + b, items=items, thing=thing, colour=colour, other=other)
 
@@ -302,8 +303,8 @@ def contradiction(rng, about):
             'You know, my {n} {t}. I [said|wrote] that it is {n}, correct?', 'Did I say that my {t} is {n}?', t=thing, n=now)
     a = (say(rng, 'Yes, you said {n}.', 'Yes: {n}, as you wrote at first.', 'Yes, your {t} is {n} by your first message.',
              'Yes, {n} is what I read of your {t}.', t=thing, n=now) if now == colour else
-         say(rng, 'No, first you said {c}; {n} is new.', 'No: {n} differs from {c}, your first word.',
-             'No, of your {t} you wrote {c}. [Which holds|Is it now], {c} or {n}?',
+         say(rng, 'No, first you said {c}; {n} is new.', 'No: {n} differs from {c}, which you wrote first.',
+             'No, of your {t} you wrote {c}. [Which holds, {c} or {n}?|Is it {c} or {n} now?]',
              'No, above it is {c}, not {n}. Did the {t} change?', t=thing, n=now, c=colour))
     return talk(*turns, q, a, items=items, thing=thing, now=now)
 
@@ -345,8 +346,9 @@ class Scale:
         return self.low if p * 100 < self.a else self.high if p * 100 > self.b else self.mid
 
 def percent(p: Fraction) -> str:
-    "`25 percent`, `about 33 percent`, `less than 1 percent`."
+    "`25 percent`, `about 33 percent`, `less than 1 percent`, `more than 99 percent`."
     if 0 < p * 200 < 1: return 'less than 1 percent'
+    if 199 <= p * 200 < 200: return 'more than 99 percent'
     n = int(p * 100 + Fraction(1, 2))
     return f'{n} percent' if n == p * 100 else f'about {n} percent'
 
@@ -372,7 +374,7 @@ def with_scale(rng, question: str, s: Scale) -> str:
 def sure(rng, p: Fraction, s: Scale) -> str:
     "What the count comes to, in percent and in a word."
     return say(rng, 'That is {p}: {w}.', '{P}, so {w}.', 'It makes {p}, which is {w}.', 'So I say {w}, at {p}.',
-               'In percent {p}, in a word {w}.', p=percent(p), P=percent(p).capitalize(), w=s.word(p))
+               'As a share {p}, in a word {w}.', p=percent(p), P=percent(p).capitalize(), w=s.word(p))
 
 def _odds(odds):
     # a check: the odds counted one by one give the percentage and the word
@@ -382,7 +384,7 @@ def _odds(odds):
         p, s = Fraction(sum(cases), len(cases)), Scale(*m['scale'])
         assert set(re.findall('[a-z]+', text)) & {s.low, s.mid, s.high} == {s.word(p)}, record
         assert ('about' in text) == ('about' in percent(p)), record
-        return [percent(p).removeprefix('about ').removeprefix('less than '), f'{sum(cases):,} of {len(cases):,}']
+        return [percent(p).removeprefix('about ').removeprefix('less than ').removeprefix('more than '), f'{sum(cases):,} of {len(cases):,}']
     return checked(expect)
 
 def _scaled(s): return [s.low, s.mid, s.high, s.a, s.b]
@@ -462,7 +464,7 @@ def urn(rng, about):
     every = total * (total - 1) if draws == 2 else total
     p = Fraction(good, every)
     s = draw_scale(rng, p)
-    what = dict(all='both {o}' if draws == 2 else '{o}', none='both not {o}' if draws == 2 else 'not {o}',
+    what = dict(all='two {o} ones' if draws == 2 else '{o}', none='no {o} one' if draws == 2 else 'anything but {o}',
                 mixed='one of each')[event].format(o=one)
     how = 'one is' if draws == 1 else 'two, one after the other, are'
     q = with_scale(rng, ask(rng, '{B} holds {n} {o} and {k} {w} {t}. Unseen, {h} drawn: {x}?',
@@ -505,7 +507,7 @@ def _wheel(m): return [i < m['marked'] for i in range(m['fields'])]
 def wheel(rng, about):
     "How sure it is of where a wheel stops."
     fields, colour, who = rng.randint(5, 40), rng.choice(COLOURS), who_asks(rng)[0]
-    marked = rng.randint(1, fields - 1)
+    marked = rng.randint(2, fields - 1)
     p = Fraction(marked, fields)
     s = draw_scale(rng, p)
     q = with_scale(rng, ask(rng, 'A wheel has {f} equal fields, {m} of them {c}. {w} spins. Will it stop on {c}?',
