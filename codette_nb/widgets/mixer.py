@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 from ..core import CodetteError, atomic_file, human_bytes, human_time, one_of, text_table
-from ..data.mixer import Documents, Mixer, Mixing
+from ..data.mixer import Mixer, Mixing, Rereading
 from ..data.records import FORMS, ROLES, Record, forms, render
 from ..data.sources import SOURCES, families
 from ..data.tokenizer import TAGS
@@ -50,7 +50,7 @@ class Estimate:
         weights = {k: m.weights.get(k, 1) or 1 for k in self.names}
         self.whole = mixer if self.names == mixer.names else Mixer(replace(m, weights=weights), mixer.corpora, mixer.about)
         # documents of our own: the place where one reads must not move while the mixer draws
-        self.sources = {k: s if k in SOURCES else Documents(k, s.records, m.seed) for k, s in self.whole.sources.items()}
+        self.sources = {k: s if k in SOURCES else Rereading(k, s.records, m.seed) for k, s in self.whole.sources.items()}
         self.written = {}
         for k, s in self.sources.items():
             some = [s.at(i) for i in range(sample)]
@@ -86,7 +86,6 @@ ROLE_OF = 'train', 'held', 'green', 'pink', 'amber', 'score', 'ink' # colours of
 
 def _colours(names): return {k: ROLE_OF[i % len(ROLE_OF)] for i, k in enumerate(names)}
 
-# %% ../../nbs/61_widgets.mixer.ipynb #mp-style
 MIX_STYLE = '''<style>
 .cdm-head{display:flex;align-items:baseline;gap:14px;margin:4px 0 6px}.cdm-head b{font-size:15px;font-weight:600}
 .cdm-bars{display:grid;grid-template-columns:52px 1fr;gap:4px 8px;align-items:center;margin:0 0 8px}
@@ -94,7 +93,7 @@ MIX_STYLE = '''<style>
 .cdm-bar{display:flex;height:26px;border-radius:4px;overflow:hidden;background:#8882}.cdm-bar.thin{height:10px}
 .cdm-bar span{background:var(--c);color:var(--jp-layout-color0,#fff);font-size:11px;line-height:26px;overflow:hidden;white-space:nowrap;
  text-align:center;min-width:0;box-shadow:inset -1px 0 var(--jp-layout-color1,#fff)}
-.cdm-rows{display:grid;grid-template-columns:46px 74px 104px 1fr;column-gap:10px;font-variant-numeric:tabular-nums}
+.cdm-rows{display:grid;grid-template-columns:50px 66px 92px 1fr;column-gap:8px;font-variant-numeric:tabular-nums}
 .cdm-rows>*{height:32px;line-height:32px;text-align:right;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .cdm-rows>:nth-child(4n){text-align:left;opacity:.75;font-size:11px}.cdm-rows b{font-weight:600}
 .cdm-say{min-height:18px}.cdm-say.bad{color:var(--cdt-held);font-weight:600}
@@ -105,12 +104,12 @@ MIX_STYLE = '''<style>
 .cdm-text i{font-style:normal;opacity:.55}.cdm-text b{font-weight:400;color:var(--cdt-pink)}
 .cdm-turn{border-left:3px solid var(--c);padding-left:8px;margin:2px 0}.cdm-turn u{text-decoration:none;color:var(--c);font-weight:600}
 .cdm-report table{border-collapse:collapse;font-size:12px;margin:2px 0 10px;font-variant-numeric:tabular-nums}
-.cdm-report th,.cdm-report td{text-align:left;padding:2px 12px 2px 0;border-bottom:1px solid #8883;vertical-align:top}
-.cdm-report th{font-weight:500;opacity:.75}.cdm-report .wide{overflow-x:auto}.cdm-report.stale .wide{opacity:.45}
+.cdm-report th,.cdm-report td{text-align:left;white-space:nowrap;padding:2px 12px 2px 0;border-bottom:1px solid #8883;vertical-align:top}
+.cdm-report td:last-child{white-space:normal}.cdm-report th{font-weight:500;opacity:.75}.cdm-report .wide{overflow-x:auto}.cdm-report.stale .wide{opacity:.45}
 .cdm-report svg{display:block;width:120px;height:26px}.cdm-report span{display:inline-block;margin-right:12px;white-space:nowrap}
 .cdm-stale{color:var(--cdt-held);font-weight:600;margin:4px 0}
 .cdm h4{font-size:13px!important;font-weight:600;margin:10px 0 3px!important}
-.cdm .widget-checkbox{width:auto;margin:0 0 0 14px}.cdm .widget-checkbox input{margin:0 5px 0 0!important}
+.cdm .widget-checkbox{width:auto;margin:0 0 0 14px}.cdm .widget-checkbox input{margin:0 5px 0 0!important;vertical-align:middle}
 .cdm .widget-button{margin-right:8px}.cdm-code+.cdm-note{margin-top:4px}
 </style>'''
 
@@ -139,7 +138,7 @@ def rows_html(
     def note(r):
         if not r['records']: return 'left out'
         if r['readings'] is None: return ''
-        return f'read {r["readings"]:.2g} times' + (', the limit' if r['limited'] else '')
+        return f'{r["readings"]:.2g}× ' + ('limit' if r['limited'] else 'read')
     line = lambda r: (f'<b>{r["share"]:.1%}</b><span>{human_bytes(r["bytes"])}</span><span>{r["records"]:,} records</span><span>{note(r)}</span>')
     return f'<div class="cdt cdm"><div class="cdm-rows">{"".join(map(line, rows))}</div></div>'
 
@@ -198,10 +197,10 @@ class Preview:
         out = []
         for r in forms(self.record, wanted):
             text = render(r)
-            tokens = f" · {len(tokenizer.encode(text, special=True)):,} tokens" if tokenizer else ''
+            tokens = f'{len(tokenizer.encode(text, special=True)):,} tokens' if tokenizer else ''
             form = '' if len(wanted) == 1 else 'as it is: ' if r.text is not None else f'as {r.form}: '
-            facts = ' · '.join(filter(None, [r.category, r.family.removeprefix(f'{r.category}.')]))
-            said = f'{form}record {self.number + 1:,} of {r.source} · {facts} · {human_bytes(_nbytes(r))}{tokens}'
+            facts = f'{form}record {self.number + 1:,} of {r.source}', r.category, r.family.removeprefix(f'{r.category}.'), human_bytes(_nbytes(r)), tokens
+            said = ' · '.join(filter(None, facts))
             out.append(f'<div class="cdm-note">{_esc(said)}</div>{text_html(text)}')
         return f'<div class="cdt cdm">{"".join(out)}</div>'
 
@@ -293,7 +292,8 @@ def plot_division(
     role = _colours([r['source'] for r in rows])
     ax.barh(range(len(rows)), [r['bytes'] for r in rows], color=[PALETTE[role[r['source']]][2] for r in rows], height=.72)
     for i, r in enumerate(rows):
-        ax.text(r['bytes'], i, f"  {r['share']:.1%} · {human_bytes(r['bytes'])} · {r['records']:,} records", va='center', fontsize=8, color=ink)
+        said = f"{r['share']:.1%} · {human_bytes(r['bytes'])} · {r['records']:,} records" if r['records'] else 'left out'
+        ax.text(r['bytes'], i, f'  {said}', va='center', fontsize=8, color=ink)
     ax.set_yticks(range(len(rows)), [f"{_drawable(r['source'])}  × {r['weight']:g}".replace('$', r'\$') for r in rows], fontsize=8, color=ink)
     ax.set(xlim=(0, 1.7*max(r['bytes'] for r in rows)), ylim=(len(rows) - .4, -.6), xticks=[])
     ax.spines[:].set_visible(False); ax.tick_params(length=0)
@@ -304,7 +304,7 @@ def mix_figure(
     rows: list[dict], # of `divide_mix`
     mixing: Mixing,   # the settings
     report=None,      # `MixReport`; None leaves its plots out
-    note: str = '',   # a line above the plots of the report
+    note: str = '',   # a line beneath the plots of the report
     code: str = '',   # how to go on from here
 ):                    # a matplotlib `Figure`
     "The panel as a picture, drawn without pyplot, so that any thread may do it."
@@ -320,13 +320,18 @@ def mix_figure(
     plot_division(rows, fig.add_axes([.21, (height - top)/height, .77, (top - .3)/height]), grey)
     if report:
         axes = [fig.add_axes([x, (foot + .55)/height, w, (low - .75)/height]) for x, w in ((.15, .2), (.43, .22), (.79, .19))]
+        names = [r['source'] for r in report.sources]
+        mine = [PALETTE[_colours([r['source'] for r in rows])[k]][2] for k in names]
+        axes[1].set_prop_cycle(color=mine)
         for ax in report.plot(axes):
             ax.tick_params(labelsize=7, colors=grey, which='both')
             for label in ax.xaxis.label, ax.yaxis.label: label.set(fontsize=8, color=grey)
             ax.set_facecolor('none'); ax.spines[['top', 'right']].set_visible(False); ax.spines[['left', 'bottom']].set_color('0.6')
             for t in (*ax.texts, *(ax.get_legend().get_texts() if ax.get_legend() else ())): t.set_color(grey)
-        put(.012, top + low - .08, note, color=PALETTE['held'][2])
-    put(.012, height - foot + .22, '\n'.join(lines), family='DejaVu Sans Mono', va='top', linespacing=1.3)
+        for bar, colour in zip(axes[0].patches, mine): bar.set_color(colour)
+        for bar in axes[2].patches: bar.set_color(grey)
+        put(.012, top + low - .02, note, color=PALETTE['held'][2])
+    put(.012, height - foot + .16, '\n'.join(lines), family='DejaVu Sans Mono', va='top', linespacing=1.3)
     return fig
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-slider
@@ -338,8 +343,11 @@ class _Slider:
                                         layout=w.Layout(width='190px', flex='0 0 auto'), style=dict(description_width='122px'))
         self.knob = w.FloatSlider(value=value, min=low, max=self.field.max, step=.1, readout=False, tooltip=tip, style=style,
                                   layout=w.Layout(flex='1 1 100px', width='auto', min_width='60px', margin='0 10px'))
-        self.link = w.link((self.knob, 'value'), (self.field, 'value'))
+        self.link = w.link((self.knob, 'value'), (self.field, 'value'), (lambda x: round(x, 2),)*2)
         self.box = w.HBox([self.field, self.knob], layout=w.Layout(height='32px', align_items='center', overflow='hidden'))
+
+    @property
+    def number(self): return int(self.knob.value) if self.knob.value == int(self.knob.value) else round(self.knob.value, 2)
 
     def put(self, value):
         for x in self.knob, self.field: x.max = max(x.max, math.ceil(value))
@@ -360,12 +368,12 @@ class _MixControls:
         self.take = button('Take these weights', 'check', 'End with the settings as they stand; a picture of them stays here', 'primary')
         self.reset = button('Reset', 'undo', 'Back to the settings of the mixer')
         self.measure = button('Measure this mix', 'bar-chart', 'Draw the mix and count what it holds, in the background')
-        self.file = w.Text('mix.png', description='Picture', layout=w.Layout(width='230px'), style=dict(description_width='64px'))
-        self.save = button('Save', 'download', 'Save the panel as a picture: .png, .svg or .pdf')
+        self.file = w.Text('mix.png', description='file', tooltip='Name of the picture', layout=w.Layout(width='210px'), style=dict(description_width='40px'))
+        self.save = button('Save picture', 'download', 'Save the panel as a picture: .png, .svg or .pdf')
         self.source, self.category = choice('Record of', '250px'), choice('category', '260px')
         self.source.options, self.source.value = names, names[0]
         self.another = button('Another', 'arrow-right', 'The next record')
-        self.progress = w.FloatProgress(min=0, max=1, layout=w.Layout(width='140px', visibility='hidden'))
+        self.progress = w.FloatProgress(min=0, max=1, layout=w.Layout(width='140px', display='none'))
         self.head, self.rows, self.say, self.code, self.text, self.far, self.report = [w.HTML(layout=w.Layout(margin='0')) for _ in range(7)]
         self.box = lay_out(self, w)
 
@@ -380,7 +388,7 @@ def lay_out(c, w):
     box = w.VBox([w.HTML(STYLE + MIX_STYLE, layout=w.Layout(display='none')), c.head,
                   row(left, right, flex_flow='row nowrap', align_items='flex-start'),
                   row(w.VBox([c.temperature.box], layout=w.Layout(flex='1 1 340px', min_width='0')), written),
-                  row(c.take, c.reset, c.file, c.save), c.say, c.code,
+                  row(c.take, c.reset, c.save, c.file), c.say, c.code,
                   part('What the model reads'), row(c.source, c.category, c.another), c.text,
                   part('What the whole holds'), row(c.measure, c.progress, c.far), c.report])
     for name in ('cdt', 'cdm'): box.add_class(name)
@@ -408,14 +416,15 @@ class MixerPanel:
         weights: dict|None=None,       # source to weight; those not named weigh 1; None leaves all as they are
         temperature: float|None=None,  # None leaves it
         forms: tuple|None=None,        # of `FORMS`; None leaves them
+        show=True,                     # False leaves the widgets as they are
     ):
         "Try other settings; raises `CodetteError` if they make no sense."
         for k in weights or (): one_of(k, self.names, 'source')
         w = {k: (self.weights if weights is None else weights).get(k, 1) for k in self.names}
         t, f = self.temperature if temperature is None else temperature, self.forms if forms is None else tuple(forms)
-        replace(self.base, weights=w, temperature=t, forms=f) # says what is wrong
+        self.estimate.rows(replace(self.base, weights=w, temperature=t, forms=f)) # says what is wrong
         self.weights, self.temperature, self.forms = w, t, f
-        if self.live: self.live.put()
+        if self.live and show: self.live.put()
 
     @property
     def mixing(self) -> Mixing:
@@ -459,6 +468,9 @@ def measure_mix(self: MixerPanel,
         if self.measuring.problem: raise CodetteError(self.measuring.problem)
     return self.measuring
 
+MixerPanel.measure = measure_mix
+
+# %% ../../nbs/61_widgets.mixer.ipynb #mp-keep
 def _figure(self, code=''):
     note = 'The plots belong to earlier settings.' if self.stale else ''
     return mix_figure(self.rows(), self.mixing, self.report, note, code)
@@ -494,13 +506,13 @@ def _repr(self):
     try: return f'MixerPanel({settings_code(self.mixing)})'
     except CodetteError as e: return f'MixerPanel: {e}'
 
-MixerPanel.measure, MixerPanel.save, MixerPanel.static, MixerPanel.__repr__ = measure_mix, save_panel, static_bundle, _repr
+MixerPanel.save, MixerPanel.static, MixerPanel.__repr__ = save_panel, static_bundle, _repr
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-live
 class Live:
     "The widgets of a panel, at work."
     def __init__(self, panel: MixerPanel):
-        self.panel, self.quiet, self.shown = panel, False, None
+        self.panel, self.quiet, self.shown, self.wrong = panel, False, None, '' # wrong: why the widgets' settings are not the panel's
         c = self.controls = _MixControls(panel.names, panel.mixing, _colours(panel.names))
         for x in (*(s.knob for s in c.weights.values()), c.temperature.knob, *c.forms.values()): x.observe(self.safely(self.changed), 'value')
         c.source.observe(self.safely(self.choose), 'value'); c.category.observe(self.safely(self.narrow), 'value')
@@ -522,7 +534,7 @@ class Live:
 
     def put(self):
         "Show the panel's settings on the widgets."
-        c, p, self.quiet = self.controls, self.panel, True
+        c, p, self.quiet, self.wrong = self.controls, self.panel, True, ''
         try:
             for k, s in c.weights.items(): s.put(p.weights[k])
             c.temperature.put(p.temperature)
@@ -533,10 +545,11 @@ class Live:
     def changed(self):
         "A slider or a box has moved."
         c, p = self.controls, self.panel
-        weights = {k: round(s.knob.value, 2) for k, s in c.weights.items()}
+        weights = {k: s.number for k, s in c.weights.items()}
         wanted = tuple(f for f, x in c.forms.items() if x.value)
-        replace(p.base, weights=weights, temperature=round(c.temperature.knob.value, 2), forms=wanted) # says what is wrong
-        p.weights, p.temperature, p.forms = weights, round(c.temperature.knob.value, 2), wanted
+        try: p.set(weights, c.temperature.number, wanted, show=False)
+        except CodetteError as e: self.wrong = str(e); raise
+        self.wrong = ''
         self.paint()
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-live2
@@ -548,7 +561,7 @@ def _paint(self):
     c.text.value = p.preview.html(p.forms, p.tokenizer)
     if (now := (id(p.report), p.stale)) != self.shown and p.report: c.report.value = report_html(p.report, p.names, p.stale)
     self.shown = now
-    self.tell('')
+    self.tell(self.wrong, bool(self.wrong))
 
 def _code(self):
     lines = _esc('\n'.join(next_cell(self.panel)))
@@ -577,9 +590,13 @@ Live.paint, Live.code, Live.categories, Live.choose = _paint, _code, _categories
 Live.narrow, Live.another, Live.save = _narrow, _another, _save
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-live3
+def _sound(self):
+    if self.wrong: raise CodetteError(self.wrong)
+
 def _measure(self):
+    self.sound()
     self.panel.measure(wait=False, tell=self.progress)
-    self.controls.measure.disabled, self.controls.progress.layout.visibility = True, 'visible'
+    self.controls.measure.disabled, self.controls.progress.layout.display = True, None
 
 def _progress(self, measure):
     c = self.controls
@@ -587,13 +604,13 @@ def _progress(self, measure):
         c.progress.value = measure.share
         c.far.value = f'<span class="cdt cdm" role="status">{_esc(measure)}</span>'
         if not measure.ended.is_set(): return
-        c.measure.disabled, c.progress.layout.visibility, c.progress.value = False, 'hidden', 0
+        c.measure.disabled, c.progress.layout.display, c.progress.value = False, 'none', 0
         if measure.report: self.paint()
     self.panel.refresh()
 
-def _take(self): self.panel.take()
+def _take(self): self.sound(); self.panel.take()
 
-Live.measure, Live.progress, Live.take = _measure, _progress, _take
+Live.sound, Live.measure, Live.progress, Live.take = _sound, _measure, _progress, _take
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-show
 def show_panel(self: MixerPanel):
