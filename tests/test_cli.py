@@ -6,7 +6,7 @@ from tiny import BOOK, codette, contents, litter, write_book
 from codette_nb import __version__
 from codette_nb.quantize.gguf import read_gguf
 
-COMMANDS = 'quick-train', 'train', 'shards', 'export', 'eval', 'plan', 'data', 'chat'
+COMMANDS = 'quick-train', 'train', 'shards', 'export', 'eval', 'plan', 'data', 'teach', 'chat'
 
 @pytest.fixture
 def run(tiny_run, tmp_path):

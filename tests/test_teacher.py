@@ -2,6 +2,7 @@
 import asyncio, json, os, signal, subprocess, sys, time
 from dataclasses import replace
 import pytest
+from tiny import codette
 from codette_nb.core import CodetteError
 from codette_nb.data.records import Record, read_jsonl
 
@@ -186,3 +187,24 @@ def test_nobody_there(teacher, tmp_path):
     with pytest.raises(CodetteError, match='nothing answers there: start the server') as e:
         teach(QUESTIONS, replace(teacher, url='http://127.0.0.1:9'), tmp_path/'t.jsonl', quiet=True)
     assert '\n' not in str(e.value) and not (tmp_path/'t.jsonl').read_bytes()
+
+# The command.
+
+def test_the_command(server, tmp_path):
+    (tmp_path/'ask.txt').write_text('\n'.join(QUESTIONS), encoding='utf-8')
+    argv = ['teach', 'codette', '--url', server.url, '--prompts', tmp_path/'ask.txt', '--out', tmp_path/'t.jsonl', '--temperature', 0, '--prices', '1,2']
+    code, out, err = codette(*argv, '--json')
+    assert (code, err) == (0, '') and json.loads(out)['kept'] == 6
+    code, out, _ = codette(*argv)
+    assert code == 0 and '6 prompts had been answered before' in out and '0 requests' in out
+    code, out, err = codette('data', '--n', 20, '--data', tmp_path/'t.jsonl', '--out', tmp_path/'mix.jsonl', '--json')
+    assert code == 0 and 'teacher' in {r.source for r in read_jsonl(tmp_path/'mix.jsonl')}, err
+
+@pytest.mark.parametrize('argv, says', [
+    (['--prompts', 'ask.txt', '--url', 'http://127.0.0.1:9'], 'nothing answers there'), (['--prompts', 'none.txt'], 'there is no file'), ([], 'nothing to ask'),
+    (['--own', 5, '--prices', 'cheap'], 'write two numbers'), (['--own', 5, '--temperature', 9, '--concurrency', 0], 'concurrency is 0'), (['--prompts', 'bad.jsonl'], 'bad.jsonl:1: ')])
+def test_what_the_command_refuses(argv, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'ask.txt').write_text('Why?\n'); (tmp_path/'bad.jsonl').write_text('{"title": 1}\n')
+    code, out, err = codette('teach', 'codette', *argv)
+    assert (code, out) == (1, '') and says in err and err.startswith('codette: ') and err.count('\n') == 1
