@@ -177,7 +177,7 @@ def _base_rate_neural_network(d):
          f'the weights and inputs give {num(s / 100)} * {base} - {num(f / 100)} * {rest} = {z}.'],
         [f'step({z}) gives output {out}: {verdict}.',
          f'the sum is {"above" if z > 0 else "below"} zero, the neuron gives output {out}, read as {verdict}.']),
-        verdict, abs(z), 'marks', 'the size of the weighted sum')
+        verdict, abs(z), 'marks', f'the lead of the marks on {bad if z > 0 else good} {what}s')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-base-rate-bias
 def _base_rate_bias_mitigation(d):
@@ -393,7 +393,7 @@ def _game_neural_network(d):
         [f'step({num(z)}) gives output {out}: {verdict}.',
          f'the weighted sum is {"positive" if z > 0 else "negative"}, the neuron {"fires" if z > 0 else "stays silent"}, output '
          f'{out}: {verdict}.']),
-        verdict, abs(val(z)), 'coins of margin a draw', 'the size of the weighted sum')
+        verdict, abs(val(z)), 'coins of margin a draw', f'how far a draw is from breaking even for {who}')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-game-bias
 def _game_bias_mitigation(d):
@@ -600,7 +600,7 @@ def _selection_neural_network(d):
         [f'step({num(z)}) gives output {int(z > 0)}: the {best} group is ahead.',
          f'the sum is {"positive" if z > 0 else "negative"}, so the neuron gives output {int(z > 0)}: the {best} group is '
          'ahead.']),
-        f'the {best} group', abs(val(z)), 'points', 'the size of the weighted sum')
+        f'the {best} group', abs(val(z)), 'points', f'the lead of the {best} group in the sum')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-selection-bias
 def _selection_bias_mitigation(d):
@@ -814,7 +814,7 @@ def _jar_neural_network(d):
          f'weight times input plus bias: {num(w)} * {space} - {claim} {eq(z)}.'],
         [f'ReLU({num(z)}) = {num(max(val(z), 0))}, so the output says {words}.',
          f'the neuron {"fires" if z > 0 else "stays silent"} with output {num(max(val(z), 0))}: {words}.']),
-        verdict, abs(val(z)), f'{what}s of margin', 'the size of the weighted sum')
+        verdict, abs(val(z)), f'{what}s of margin', f'how far the sum is from the claim of {claim}')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-jar-bias
 def _jar_bias_mitigation(d):
@@ -1016,7 +1016,7 @@ def _sample_neural_network(d):
          f'weight times input plus bias: {lot // n} * {k} - {limit} = {num(z)}.'],
         [f'step({num(z)}) gives output {int(z > 0)}: {verdict}.',
          f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)}: {verdict}.']),
-        verdict, abs(val(z)), f'{bad} {what}s of margin', 'the size of the weighted sum')
+        verdict, abs(val(z)), f'{bad} {what}s of margin', f'how far the sum is from the limit of {limit}')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-sample-bias
 def _sample_bias_mitigation(d):
@@ -1224,7 +1224,7 @@ def _forecast_neural_network(d):
         [f'step({num(z)}) gives output {int(z > 0)}, {"yes" if z > 0 else "no"}: follow {best}.',
          f'the neuron {"fires" if z > 0 else "stays silent"}, output {int(z > 0)} for {"yes" if z > 0 else "no"}: follow '
          f'{best}.']),
-        f'follow {best}', abs(val(z)), 'votes', 'the size of the weighted sum')
+        f'follow {best}', abs(val(z)), 'votes', f'the lead of {best} in the weighted sum')
 
 # %% ../../nbs/11ae_data.chances.ipynb #ch-forecast-bias
 def _forecast_bias_mitigation(d):

@@ -233,7 +233,7 @@ def _queue_neural_network(d):
         [f'weighted sum {t} * {m} - {s} * {n} = {z}.', f'the forward pass gives {t} * {m} - {s} * {n} = {z}.'],
         [f'step({z}) = {int(z > 0)}, so the output is {best}, by {abs(z)} s.',
          f'the neuron {"fires" if z > 0 else "stays at 0"}: {best}, with a margin of {abs(z)} s.']),
-        best, abs(z), 's of margin', 'the size of the weighted sum')
+        best, abs(z), 's of margin', f'how clearly the neuron decides for {best}')
 
 # %% ../../nbs/11ad_data.situations.ipynb #que-people
 def _queue_bias_mitigation(d):
@@ -409,7 +409,7 @@ def _routes_neural_network(d):
          f'forward: {j // 10} * {k} + {s} - {t} = {mean - t}, before the activation.'],
         [f'the activation is {"on" if mean > t else "off"}, so the output is {best}, by {times(abs(mean - t), "minute")}.',
          f'the neuron {"fires" if mean > t else "is silent"}: {best}, with a signal of {times(abs(mean - t), "minute")}.']),
-        best, abs(mean - t), 'minutes of margin', 'the size of the weighted sum')
+        best, abs(mean - t), 'minutes of margin', f'how far the sum is from switching between {sure} and {fast}')
 
 # %% ../../nbs/11ad_data.situations.ipynb #rou-people
 def _routes_bias_mitigation(d):
@@ -586,7 +586,7 @@ def _tank_neural_network(d):
         [f'weighted sum {t} * {p} - {t} * {q} - {v} = {z}.', f'forward: {t} * {p} - {t} * {q} - {v} = {z}.'],
         [f'the step is {"on" if z > 0 else "off"}: output {does}, {abs(z)} litres {"over" if z > 0 else "short"}.',
          f'output: {does}; the sum lies {abs(z)} litres {"above" if z > 0 else "below"} the switching point.']),
-        does, abs(z), 'litres of margin', 'how far the weighted sum is from switching')
+        does, abs(z), 'litres of margin', f'how far the {what} makes the sum differ from zero')
 
 # %% ../../nbs/11ad_data.situations.ipynb #tan-people
 def _tank_bias_mitigation(d):
@@ -940,7 +940,7 @@ def _savings_neural_network(d):
         f'weighted sum {w} * {kept} + {h} - {g} = {z}; ReLU({z}) = {max(z, 0)}.',
         [f'output {max(z, 0)}, so it is {does}, by {times(abs(z), "coin")}.',
          f'{does}: the sum is {times(abs(z), "coin")} {"above" if z > 0 else "below"} zero, the output {max(z, 0)}.']),
-        does, abs(z), 'coins of margin', 'how far the weighted sum is from zero')
+        does, abs(z), 'coins of margin', f'what separates the sum from the price of the {d["thing"]}')
 
 # %% ../../nbs/11ad_data.situations.ipynb #sav-people
 def _savings_bias_mitigation(d):
@@ -1108,7 +1108,7 @@ def _purchase_neural_network(d):
         f'weighted sum {p} * {r} - {q} = {z}.',
         [f'the activation is {"on" if z > 0 else "off"}: output {best}, by {times(abs(z), "coin")}.',
          f'output {best}; the signal is {times(abs(z), "coin")} {"above" if z > 0 else "below"} zero.']),
-        best, abs(z), 'coins of margin', 'the size of the weighted sum')
+        best, abs(z), 'coins of margin', f'how far the sum for {dear} is from zero')
 
 # %% ../../nbs/11ad_data.situations.ipynb #pur-people
 def _purchase_bias_mitigation(d):
