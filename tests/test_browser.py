@@ -1,4 +1,4 @@
-"The training panel in real JupyterLab, in a headless browser: alive, paused, resumed, stopped, saved, reopened."
+"The panels in real JupyterLab, in a headless browser: alive, used, saved, reopened."
 import json, os, re, socket, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
 import nbformat as nbf
@@ -154,6 +154,109 @@ def test_training_panel(chromium, lab, tmp_path):
 
     # reopened, with no kernel: the picture is still there
     for k in get(f'{lab}/api/kernels'): get(f'{lab}/api/kernels/{k["id"]}', 'DELETE')
+    with opened(chromium, lab, tmp_path/'reopened.png') as page:
+        page.route('**/api/sessions**', lambda r: r.abort() if r.request.method == 'POST' else r.continue_())
+        picture = page.locator('.jp-CodeCell').nth(1).locator('.jp-RenderedImage img')
+        picture.wait_for()
+        assert picture.evaluate('i => i.naturalWidth') > 900
+        assert get(f'{lab}/api/kernels') == []
+
+MIX_CELLS = '''\
+from codette_nb.data.mixer import Mixer, Mixing
+from codette_nb.data.records import Record
+from codette_nb.data.tokenizer import ByteTokenizer
+from codette_nb.widgets.mixer import MixerPanel
+words = 'heron otter badger kestrel hare mill weir wood lane ford hill barn'.split()
+notes = [Record(text=f'Note {i}. <img src=x onerror="document.title = 1"> The {a} was seen near the {b}, and we wrote down what it did there.', source='notes')
+         for i, (a, b) in enumerate((a, b) for a in words for b in words if a != b)]
+mixer = Mixer(Mixing(samples=100), dict(notes=notes))
+====
+panel = MixerPanel(mixer, ByteTokenizer())
+panel
+====
+import json
+print('taken ' + json.dumps(dict(weights=panel.mixing.weights, notes=sum(r.source == 'notes' for r in panel.mixer.split().train))))'''.split('\n====\n')
+
+def test_mixer_panel(chromium, lab, tmp_path):
+    nb = nbf.v4.new_notebook(cells=[nbf.v4.new_code_cell(c) for c in MIX_CELLS],
+                             metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    nbf.write(nb, tmp_path/'work/panel.ipynb')
+    with opened(chromium, lab, tmp_path/'live.png') as page:
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', state='attached')
+        time.sleep(3)                              # widgets get ready a moment after the kernel does
+        run_cell(page, 0)
+        run_cell(page, 1)
+        bar = page.locator('.cdm-bar').first
+        bar.wait_for(timeout=60_000)
+        button = lambda name: page.get_by_role('button', name=name)
+        field = lambda name: page.get_by_role('spinbutton', name=name, exact=True)
+
+        # a slider moves, by key and by number, and the bar follows; there are as many as sources, and one for the temperature
+        assert page.locator('.noUi-handle').count() == 6
+        said = lambda: bar.get_attribute('aria-label')
+        before = said()
+        knob = page.locator('.noUi-handle').nth(4)
+        knob.focus()
+        for _ in range(5): knob.press('ArrowRight')
+        until(lambda: field('notes').input_value() == '1.5', 10, 'the slider to move')
+        until(lambda: said() != before, 10, 'the bar to follow the slider')
+        at = said()
+        field('perspectives').fill('0'); field('perspectives').press('Enter')
+        until(lambda: 'perspectives' not in said() and said() != at, 10, 'the bar to follow the number')
+        assert 'left out' in page.locator('.cdm-rows').inner_text()
+        assert '1.5' in page.locator('.cdm-note code').inner_text()
+
+        # one record after another; what the user's text holds is shown, not obeyed
+        page.get_by_label('Record of').select_option('notes')
+        text = page.locator('.cdm-text')
+        until(lambda: '<img src=x' in text.inner_text(), 10, 'a note')
+        first = text.inner_text()
+        button('Another').click()
+        until(lambda: text.inner_text() != first, 10, 'another record')
+        assert not text.locator('img').count() and page.title() != '1'
+
+        # the forms: without any, a sentence; with two, the record twice
+        page.get_by_label('chat', exact=True).uncheck()
+        until(lambda: 'name some of chat' in page.locator('.cdm-say').inner_text(), 10, 'a sentence')
+        page.get_by_label('chat', exact=True).check()
+        until(lambda: not page.locator('.cdm-say').inner_text().strip(), 10, 'the sentence to go')
+
+        # the picture
+        page.get_by_label('file', exact=True).fill('kept.png'); page.get_by_label('file', exact=True).press('Tab')
+        button('Save picture').click()
+        until((tmp_path/'work/kept.png').is_file, 10, 'the picture')
+        assert (tmp_path/'work/kept.png').read_bytes()[1:4] == b'PNG'
+
+        # the figures, and then old ones
+        button('Measure this mix').click()
+        page.locator('.cdm-report table').first.wait_for(timeout=60_000)
+        assert 'bytes a token' in page.locator('.cdm-report').inner_text() and not page.locator('.cdm-stale').count()
+        picture = page.locator('.jp-CodeCell').nth(1).locator('.jp-RenderedImage img')
+        assert picture.count() == 1 and not picture.is_visible()               # kept, unseen while the widgets live
+        source = picture.get_attribute('src')
+        field('notes').fill('2'); field('notes').press('Enter')
+        page.locator('.cdm-stale').wait_for()
+        until(lambda: picture.get_attribute('src') != source, 10, 'the picture to be renewed')
+
+        button('Save and create checkpoint').click()
+        until(lambda: any('image/png' in o.get('data', {}) for o in saved(tmp_path)), 10, 'the notebook to be saved')
+        kept = (tmp_path/'work/panel.ipynb').read_text()
+
+        # taken: the picture takes the panel's place, the next cell has the weights
+        button('Take these weights').click()
+        picture.wait_for()
+        assert picture.count() == 1 and not page.locator('.cdm-bars').count()
+        run_cell(page, 2)
+        until(lambda: 'taken {' in page.locator('.jp-CodeCell').nth(2).inner_text(), 60, 'the last cell')
+        taken = json.loads(re.search(r'taken (\{.*\})', page.locator('.jp-CodeCell').nth(2).locator('.jp-OutputArea').inner_text())[1])
+        assert taken['weights'] == dict(perspectives=0, notes=2) and taken['notes'] > 200
+        button('Save and create checkpoint').click()
+        until(lambda: 'image/png' in saved(tmp_path)[0].data, 10, 'the picture to be saved')
+        assert "Mixing(samples=100, weights={'perspectives': 0, 'notes': 2})" in saved(tmp_path)[0].data['text/plain']
+
+    # saved while it lived, reopened with no kernel: the picture that was kept with the widgets
+    for k in get(f'{lab}/api/kernels'): get(f'{lab}/api/kernels/{k["id"]}', 'DELETE')
+    (tmp_path/'work/panel.ipynb').write_text(kept)
     with opened(chromium, lab, tmp_path/'reopened.png') as page:
         page.route('**/api/sessions**', lambda r: r.abort() if r.request.method == 'POST' else r.continue_())
         picture = page.locator('.jp-CodeCell').nth(1).locator('.jp-RenderedImage img')
