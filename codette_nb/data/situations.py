@@ -381,7 +381,7 @@ def _routes_quantum(d):
         [f'{fast} is a superposition of |free> and |{jam}>, with amplitudes sqrt({10 - k}/10) and sqrt({k}/10).',
          f'one qubit for {fast}: amplitude sqrt({k}/10) for |{jam}> and sqrt({10 - k}/10) for |free>.'],
         ['the amplitude squared is the probability, and the expectation weighs each state by it.',
-         'to drive is to measure; each basis state comes up with its amplitude squared.'],
+         'to drive is to measure; each basis state has its amplitude squared as probability.'],
         f'expectation {k}/10 * {s + j} + {10 - k}/10 * {s} = {mean} minutes.',
         [f'{best}: an expected {mean} minutes by {fast} against a certain {t}.',
          f'before the state is measured, {best} is the better bet: {mean} minutes expected by {fast}, {t} sure by {sure}.']),
@@ -586,7 +586,7 @@ def _tank_neural_network(d):
         [f'weighted sum {t} * {p} - {t} * {q} - {v} = {z}.', f'forward: {t} * {p} - {t} * {q} - {v} = {z}.'],
         [f'the step is {"on" if z > 0 else "off"}: output {does}, {abs(z)} litres {"over" if z > 0 else "short"}.',
          f'output: {does}; the sum lies {abs(z)} litres {"above" if z > 0 else "below"} the switching point.']),
-        does, abs(z), 'litres of margin', f'how far the {what} makes the sum differ from zero')
+        does, abs(z), 'litres of margin', f'what the sum finds between the level and {v} litres')
 
 # %% ../../nbs/11ad_data.situations.ipynb #tan-people
 def _tank_bias_mitigation(d):
