@@ -11,9 +11,10 @@ __all__ = ['SETTING', 'COMMON', 'PEOPLE', 'THINGS', 'PLACES', 'KINDS', 'PROGRAMS
            'as_it_stands', 'hour_in_file', 'most_in_message']
 
 # %% ../../nbs/11ba_data.calls.ipynb #call-imports
-import atexit, json, os, re, shutil, tempfile
+import json, os, re, shutil, tempfile
 from contextlib import contextmanager
 from datetime import datetime
+from multiprocessing.util import Finalize
 from ..core import CodetteError
 from .records import Record
 from .sources import answer, family
@@ -27,16 +28,17 @@ def _empty(folder):
     for entry in os.scandir(folder):
         shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
-@atexit.register
 def _tidy():
     for folder in _FOLDERS.pop(os.getpid(), ()): shutil.rmtree(folder, ignore_errors=True)
 
 @contextmanager
 def _folder():
     # an empty folder that no other block uses
+    if os.getpid() not in _FOLDERS: Finalize(None, _tidy, exitpriority=0) # unlike `atexit`, also in a process of a pool
     free = _FOLDERS.setdefault(os.getpid(), [])
     try: folder = free.pop()
-    except IndexError: folder = tempfile.mkdtemp(prefix='codette-')
+    except IndexError: folder = ''
+    if not os.path.isdir(folder): folder = tempfile.mkdtemp(prefix='codette-') # the first, or somebody tidied up
     try:
         yield folder
         _empty(folder)
@@ -375,7 +377,7 @@ def count_letter(rng, about):
     letter = rng.choice(sorted(set(text.lower()) - {' '}))
     q = rng.choice([f'How often does the letter {letter} appear in "{text}"?',
                     f'Count the letter {letter} in "{text}", whatever the case.',
-                    f'Take the text "{text}". Use Python to count each {letter} in it.'])
+                    f'Take the text "{text}". Use Python to count the letter {letter} in it.'])
     with talk(q, offering(rng, 'execute_python')) as t:
         n = _times(int(t.call('execute_python', code=f'print("{text}".lower().count("{letter}"))')))
         return t.record(rng.choice([f'The letter {letter} appears there {n}.', f'I found the letter {letter} {n}.',
@@ -546,7 +548,7 @@ def _wish(rng):
         (f'What does {file} say about {thing}?', 'read_file', 'a way to read files', ('search_files',)),
         (f'Run this program: print("{thing}" * {n})', 'execute_python', 'a way to run programs', ()),
         (f'Send an order of {n} {thing} to http://localhost/{place}/orders', 'api_call', 'a way to reach services', ()),
-        (f'Search the web for {thing} in a {place}.', 'web_search', 'a web search', ('api_call',)),
+        (f'Search the web for {thing} for the {place}.', 'web_search', 'a web search', ('api_call',)),
         (f'Ask the knowledge base about {thing} in the {place}.', 'query_knowledge_base', 'a knowledge base', ())])
 
 @family('tool_use', 'tool_choice', check=checked(lambda m: [m['lack']], ''))

@@ -258,7 +258,7 @@ def _trend(x, y):
     return dict(slope=slope, direction='rising' if slope > 0 else 'falling' if slope < 0 else 'level')
 ANALYSES = dict(summary=_summary, correlation=_correlation, distribution=_distribution, trend=_trend)
 
-@tool('data_analysis', 'Describe a list of numbers.', 'data analysis_type', data=dict(type='array', items=dict(type='number')),
+@tool('data_analysis', 'Describe numbers, or correlate them with other.', 'data analysis_type', data=dict(type='array', items=dict(type='number')),
       analysis_type=dict(type='string', enum=list(ANALYSES)), other=dict(type='array', items=dict(type='number')))
 def analyze_data(workspace, data, analysis_type, other=()):
     "Summary, distribution or trend of `data`, or its correlation with `other`, as JSON."
@@ -271,7 +271,7 @@ def analyze_data(workspace, data, analysis_type, other=()):
     except (ValueError, ArithmeticError) as e: raise CodetteError(f"the {analysis_type} cannot be computed: {e}") from e
 
 # %% ../../nbs/11b_data.tools.ipynb #tool-time
-@tool('time', 'Tell the date and time.', '', utc_offset=dict(type='string'))
+@tool('time', 'Tell the date and time; utc_offset as +05:30.', '', utc_offset=dict(type='string'))
 def get_time(workspace, utc_offset='+00:00'):
     "Date and time to the second, at `utc_offset` hours and minutes from UTC."
     m = re.fullmatch('([+-])([0-9]{2}):([0-5][0-9])', utc_offset)
