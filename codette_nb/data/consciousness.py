@@ -211,9 +211,9 @@ def hello(rng, person: str, job: str) -> str:
                'Good [morning|evening], I am {p} the {j}.', '{p} here, by trade a {j}.', p=person, j=job)
 
 def ask(rng, *templates, **slots) -> str:
-    "A question, mostly with a word on who asks."
-    q = say(rng, *templates, **slots)
-    return q if rng.random() < .2 else f'{hello(rng, *who_asks(rng))} {q}'
+    "A question, mostly with a word on who asks, who is nobody that the question speaks of."
+    q, (person, job) = say(rng, *templates, **slots), who_asks(rng)
+    return q if rng.random() < .2 or person in slots.values() else f'{hello(rng, person, job)} {q}'
 
 def talk(*turns, **meta) -> Record:
     "User and assistant in turn; the assistant's turns get the mark."
@@ -388,8 +388,8 @@ CHECKABLE = ('For that there is nothing [to check|to look up] in a [program|netw
 
 @family('consciousness', 'identity', check=checked(lambda r, a: [_denial(*r.meta['what'])]))
 def feelings(rng, about):
-    "No feeling, no consciousness, and a fact instead."
-    known, (person, job) = facts(about), who_asks(rng)
+    "No feeling, no consciousness, and a fact instead that can be counted."
+    known, (person, job) = {**shape_facts(about), **size_facts(about)}, who_asks(rng)
     kind, what = rng.choice([('feeling', rng.choice(FEELINGS))] * 2 + [('state', rng.choice(STATES))])
     name, moment = rng.choice(list(known)), rng.choice(MOMENTS)
     q = hello(rng, person, job) + ' ' + (
@@ -622,7 +622,7 @@ def purpose(rng, about):
                                             'I am here to {x}. [Why are you here|What are you here for]?',
                                             'I try to {x}. What will you do?',
                                             'To {x}, I [ask|come to] you. How do you go about it?', x=aim)
-    a = say(rng, '[In this talk|Here|Now] I am here to help you {m}', 'My task [is|here is] to help you {m}',
+    a = say(rng, '[In this talk|Now|This time] I am here to help you {m}', 'My task [is|here is] to help you {m}',
             'The aim is yours, {p}: to {m}', 'You [set|gave] the aim, to {m}',
             m=mine, p=person)
     b = say(rng, '. First I {x}, then I {y}.', '. For that I {x} and I {y}.', '; I {x}, then {y}.', '. My means: I {x}, I {y}.',
@@ -857,7 +857,7 @@ def grains(rng, about):
     before, row = list(row), [n + (j == i) for j, n in enumerate(row)]
     q = ask(rng, 'Heaps of {w}: {r}. A heap of 2 gives 1 to each side{e}. Heap {i} gets 1 more. What is the end?',
             'The heaps {r} are {w}. One grain is added to heap {i}; where 2 lie, one rolls to either side{e}. What remains?',
-            'I add a grain to heap {i} of the {w} heaps {r}. At 2 a heap topples, one left and one right{e}. How does it end?',
+            'I add a grain to heap {i} of {r}, heaps of {w}. At 2 a heap topples, one left and one right{e}. How does it end?',
             w=what, r=_heaps(before), i=i + 1,
             e=say(rng, ', off the [row|table] at the ends', ' and over the edge at the ends', '; past the ends they are lost'))
     rows = topple(row)

@@ -277,9 +277,9 @@ def memory(rng, about):
             'Tell me how my {t} looks, then {o}.', 'You know {o}, and my {t}?', t=thing, o=other)
     x = from_me(other)
     a = say(rng, 'In this talk you told me that your {t} is {c}', 'You wrote that your {t} is {c}',
-            'That your {t} is {c} stands above', 'Here I read: your {t} is {c}', t=thing, c=colour)
+            'That your {t} is {c} is written above', 'Here I read: your {t} is {c}', t=thing, c=colour)
     b = say(rng, '. {X} is not here, and [other talks are gone|I keep no other talk].',
-            '; {x} [does not stand here|I cannot find], [as|since] no other talk [is kept|reaches me].',
+            '; {x} [is not written here|I cannot find], [as|since] no other talk [is kept|reaches me].',
             ', but nothing here tells {x}, and I have [only this talk|no other talk].', '. Of {x} this talk [says|has] nothing.', x=x,
             X=x[0].upper() + x[1:])
     return talk(f'{first} My {thing} is {colour}.', told, q, a + b, items=items, thing=thing, colour=colour, other=other)
