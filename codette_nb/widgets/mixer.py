@@ -181,7 +181,6 @@ class Preview:
     def __init__(self, estimate: Estimate, name: str, category: str|None=None):
         source = estimate.sources[one_of(name, estimate.names, 'source')]
         if category is not None: one_of(category, categories(estimate, name), f'category of {name!r}')
-        if not getattr(source, 'records', True): raise CodetteError(f"nothing of {name!r} is left to be read: all of it is held out")
         self._walk = ((k, r) for k in count() for r in [source.at(k)] if category in (None, r.category))
         self.number, self.record = next(self._walk)
 
