@@ -201,9 +201,13 @@ def update(rng, about):
         x=x, w=[u, v, b], want=want, rate=rate)
 
 # %% ../../nbs/11ac_data.formal.ipynb #neu-grad-check
-AMOUNTS = (('age', 'years', 'price', 'coins'), ('length', 'm', 'weight', 'kg'), ('load', 'kg', 'time', 'hours'),
-           ('width', 'cm', 'cost', 'coins'),
-           ('way', 'km', 'time', 'minutes'), ('depth', 'm', 'flow', 'litres'))
+AMOUNTS = {  # what goes in and out of a neuron, with its units: of which things
+    ('age', 'years', 'price', 'coins'): ('boat', 'cart', 'chair', 'clock', 'table', 'wagon'),
+    ('length', 'm', 'weight', 'kg'): ('beam', 'carpet', 'chain', 'ladder', 'rope', 'sail'),
+    ('load', 'kg', 'time', 'hours'): ('barge', 'boat', 'cart', 'ferry', 'mule', 'wagon'),
+    ('width', 'cm', 'cost', 'coins'): ('carpet', 'curtain', 'door', 'sail', 'shelf', 'table'),
+    ('way', 'km', 'time', 'minutes'): ('bicycle', 'boat', 'bus', 'cart', 'sledge', 'wagon'),
+    ('depth', 'm', 'flow', 'litres'): ('brook', 'canal', 'ditch', 'river', 'spring', 'well')}
 OBJECTS = 'barrel', 'boat', 'cart', 'chair', 'clock', 'rope', 'sail', 'table', 'trunk', 'wagon', 'carpet', 'sledge'
 
 def check_gradient(r, about):
@@ -220,7 +224,8 @@ def check_gradient(r, about):
 @family('perspectives', 'neural_network', check_gradient)
 def gradient(rng, about):
     "One gradient step of a linear neuron."
-    who, where, what, (known, u1, asked, u2) = (rng.choice(p) for p in (NAMES, PLACES, OBJECTS, AMOUNTS))
+    (known, u1, asked, u2), things = rng.choice(list(AMOUNTS.items()))
+    who, where, what = (rng.choice(p) for p in (NAMES, PLACES, things))
     x, w, b = rng.randint(2, 6), rng.randint(1, 6), rng.randint(1, 9)
     e, rate = rng.choice((-4, -3, -2, -1, 1, 2, 3, 4)), rng.choice((.01, .02, .05))
     y, want = w * x + b, w * x + b - e

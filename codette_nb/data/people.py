@@ -190,12 +190,13 @@ def convert(rng, about):
     to, f, rule, k = CONVERT[unit]
     n = 10 * rng.randint(1, 8) + rng.randint(1, 14)
     x, g, tos = easy(n), easy(n) * k, PLURAL.get(to, to + 's')
+    one_to = tos if f > 1 else to   # 3.79 litres, 0.568 litre
     return view(rng, 'human_intuition', [
-        f'In the {where}, {who} reads {many(n, unit)} on {sign}. With 1 {unit} = {f} {to}, how many {tos} is that, roughly and '
+        f'In the {where}, {who} reads {many(n, unit)} on {sign}. With 1 {unit} = {f} {one_to}, how many {tos} is that, roughly and '
         'exactly?',
-        f'{sign.capitalize()} at the {where} says {many(n, unit)}, and {who} thinks in {tos} (1 {unit} = {f} {to}). What is a '
+        f'{sign.capitalize()} at the {where} says {many(n, unit)}, and {who} thinks in {tos} (1 {unit} = {f} {one_to}). What is a '
         'good guess?',
-        f'Turn {many(n, unit)} into {tos} for {who}, who found {sign} in the {where}. Take 1 {unit} = {f} {to}; guess, then '
+        f'Turn {many(n, unit)} into {tos} for {who}, who found {sign} in the {where}. Take 1 {unit} = {f} {one_to}; guess, then '
         'compare.'],
         first(f'call it {many(x, unit)}'), thumb(f'{rule}: {x} * {num(k)} = {num(g)}', many(g, to)),
         exactly(f'{n} * {num(f)} {eq(n * f)} {tos}'), off(val(g), val(n * f), to), n=n, f=f, unit=unit)
@@ -657,7 +658,7 @@ def check_anchoring(r, about):
 @family('perspectives', 'bias_mitigation', check_anchoring)
 def anchoring(rng, about):
     "Independent estimates, without the number heard first."
-    (who, other), what, where, n = rng.sample(NAMES, 2), rng.choice(SMALL + HEAVY), rng.choice(PLACES), rng.randint(3, 4)
+    (who, other), what, where, n = rng.sample(NAMES, 2), rng.choice(OWNED), rng.choice(PLACES), rng.randint(3, 4)
     base = rng.randint(20, 80)
     e = [base + rng.randint(-9, 9) for _ in range(n)]
     anchor = rng.choice((rng.randint(2, 9), rng.randint(110, 300)))

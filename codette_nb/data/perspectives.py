@@ -1160,7 +1160,7 @@ RULES = (('The ticket for the {} costs {} coins', 'having at least {} coins', 't
 VALUES = 'beauty', 'comfort', 'fairness', 'freedom', 'health', 'honesty', 'kindness', 'privacy', 'safety', 'speed', 'thrift', 'trust'
 OPTIONS = ('a bakery', 'a bridge', 'a clinic', 'a fountain', 'a garden', 'a library', 'a museum', 'a night bus', 'a playground',
            'a school', 'a swimming pool', 'a wall')
-COUNTED = 'apple', 'bag', 'boat', 'bottle', 'chair', 'coat', 'coin', 'cup', 'door', 'hat', 'lamp', 'map', 'pear', 'plate', 'rope', 'swan'
+COUNTED = 'apple', 'bag', 'book', 'bottle', 'chair', 'coat', 'coin', 'cup', 'hat', 'jug', 'lamp', 'map', 'pear', 'plate', 'rope', 'stool'
 QUALITIES = 'blue', 'clean', 'dusty', 'heavy', 'new', 'old', 'red', 'small', 'wet', 'white'
 
 # %% ../../nbs/11a_data.perspectives.ipynb #phi-or

@@ -258,7 +258,7 @@ def _queue_psychological(d):
         [f'a line that moves feels short; attention goes to the {d["folk"]} in front.',
          'people notice how often the other line moves and feel passed over.',
          f'what catches the mind is the row of {d["folk"]}, {n} or {m}.'],
-        ['regret: a loss is felt about twice as much as a gain of the same size.',
+        ['regret: a minute lost weighs about double beside a minute saved.',
          'a wrong choice hurts: people tend to weigh a loss double.'],
         [f'{n} * {s} = {short} s and {m} * {t} = {long} s; the wrong line loses {gap} s, felt like 2 * {gap} = {2 * gap} s.',
          f'real waits {n} * {s} = {short} s and {m} * {t} = {long} s; {gap} s lost feel like 2 * {gap} = {2 * gap} s.'],
@@ -607,7 +607,7 @@ def _tank_psychological(d):
     return Look((
         [f'who watches a {what} finds that the level hardly moves; attention goes to the {d["hole"]}.',
          f'the mind stays with the {d["hole"]}, and waiting feels long.'],
-        ['a litre lost is felt about twice as much as a litre gained.', 'people tend to weigh losses double, litre by litre.'],
+        ['a litre lost weighs about double in the mind beside a litre gained.', 'people tend to weigh losses double, litre by litre.'],
         f'felt: {p * t} - 2 * {q * t} = {felt} litres; real: {p * t} - {q * t} = {level} litres.',
         [f'the {what} is {does}, {"though" if felt < v < level else "and"} {felt} felt litres stand against the {v} that are '
          f'needed; do something else meanwhile.',
