@@ -83,7 +83,7 @@ def _esc(s): return html.escape(str(s).encode('utf-8', 'replace').decode()) # a 
 
 ROLE_OF = 'train', 'held', 'green', 'pink', 'amber', 'score', 'ink' # colours of `PALETTE`, in the order of the sources
 
-def _colours(names): return {k: ROLE_OF[i % len(ROLE_OF)] for i, k in enumerate(names)}
+def _colours(names): return {k: ROLE_OF[i % len(ROLE_OF)] for i, k in enumerate(dict.fromkeys(names))}
 
 MIX_STYLE = '''<style>
 .cdm-head{display:flex;align-items:baseline;gap:14px;margin:4px 0 6px}.cdm-head b{font-size:15px;font-weight:600}
@@ -256,6 +256,7 @@ def report_html(
     stale=False, # True: of other settings than those that are shown
 ) -> str:
     "The figures of a mix that was drawn."
+    names = [*names, *(r['source'] for r in report.sources)] # records may be called otherwise than their corpus
     role, rows = _colours(names), []
     for r in sorted(report.sources, key=lambda r: names.index(r['source'])):
         mine = [k for k in report.categories if k['source'] == (name := r['source'])]
@@ -319,8 +320,8 @@ def mix_figure(
     plot_division(rows, fig.add_axes([.21, (height - top)/height, .77, (top - .3)/height]), grey)
     if report:
         axes = [fig.add_axes([x, (foot + .55)/height, w, (low - .75)/height]) for x, w in ((.15, .2), (.43, .22), (.79, .19))]
-        names = [r['source'] for r in report.sources]
-        mine = [PALETTE[_colours([r['source'] for r in rows])[k]][2] for k in names]
+        role = _colours([r['source'] for r in (*rows, *report.sources)])
+        mine = [PALETTE[role[r['source']]][2] for r in report.sources]
         axes[1].set_prop_cycle(color=mine)
         for ax in report.plot(axes):
             ax.tick_params(labelsize=7, colors=grey, which='both')
