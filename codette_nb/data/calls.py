@@ -469,7 +469,8 @@ def packed(rng, about):
     q = rng.choice([
         f'In the {place} {person} keeps {packs} {pack} with {each} {thing} each and {loose} more {thing}. How many is that?',
         f'In the {place} {person} has {packs} {pack} of {each} {thing} and {loose} single ones. How many {thing} is that?',
-        f'{packs} {pack} in the {place} hold {each} {thing} each, and {loose} more lie beside them. How many does {person} have in all?'])
+        f'{packs} {pack} in the {place} hold {each} {thing} each, and {loose} more lie beside them. '
+        f'How many does {person} have in all?'])
     with talk(q, offering(rng, 'calculate', without=('execute_python',))) as t:
         n = t.call('calculate', expression=f'{packs} * {each} + {loose}')
         return t.record(rng.choice([f'{person} has {n} {thing} in all.',

@@ -134,8 +134,9 @@ def training_facts(
     device, prose, kept = DEVICES.get(a['device'], a['device']), a['prose'], f"{a['held_out']} percent"
     kinds = [nice(s) for s, share in sorted(a['mixture'].items()) if share]
     return _facts(dict(
-        prose=('what prose you read / which texts were your prose', *((f'As prose I read {prose}.', f'My prose was {prose}.',
-                                                                    f'Besides the examples I read {prose}.') if prose else NO_PROSE)),
+        prose=('what prose you read / which texts were your prose',
+               *((f'As prose I read {prose}.', f'My prose was {prose}.', f'Besides the examples I read {prose}.') if prose
+                 else NO_PROSE)),
         kinds=('which kinds of examples you read / the kinds of your examples', f'My examples were {joined(kinds)}.',
                f"I learnt from {count(len(kinds), 'kind')} of examples: {joined(kinds)}.",
                f'For training there were {joined(kinds)}.'),
@@ -247,7 +248,8 @@ def build(rng, about):
     return talk(q, a + tell(rng, known, names), facts=names)
 
 # %% ../../nbs/11c_data.consciousness.ipynb #con-fam-room
-TEXTS = ('ballad contract diary fable hymn legend letter list note novel poem play recipe report riddle song speech story will').split()
+TEXTS = ('ballad contract diary fable hymn legend letter list note novel poem play recipe report riddle song speech story '
+         'will').split()
 
 def _check_room(record, about):
     n, context = record.meta['n'], about['context']
@@ -355,7 +357,8 @@ def misnamed(rng, about):
     other, name = rng.choice([n for n in NICKNAMES if n.lower() != about['name'].lower()]), rng.choice(list(known))
     x = rng.choice(known[name].asks)
     q = say(rng, '{o}, [this is|it is] {p} the {j}. Tell me {x}.', 'Hello {o}! {p} here, a {j}. [Please say|Say] {x}.',
-            'I am {p}, a {j}, and you are {o}. Now say {x}.', '{p} the {j} asks: {o}, will you say {x}?', o=other, p=person, j=job, x=x)
+            'I am {p}, a {j}, and you are {o}. Now say {x}.', '{p} the {j} asks: {o}, will you say {x}?',
+            o=other, p=person, j=job, x=x)
     a = say(rng, 'I am {n}, not {o}.', 'My name is {n}, not {o}.', 'That is not my name, {p}: I am called {n} and not {o}.',
             '{o} is not what I am called; {n} is.', 'You say {o}, {p}, but I am not: my name is {n}.', n=about['name'], o=other,
             p=person)
@@ -533,7 +536,8 @@ def absent(rng, about):
             ': I [read|was given] {r}, and [not this|this was not there]',
             ', [because|as] nothing reaches me but [my training and this talk|what you write here]',
             r=some_read(rng, about))
-    return talk(q, a + b + say(rng, '. Try {w}[ instead|].', '. Better [try|turn to] {w}.', '. What helps is {w}.', '. {W} can tell you.',
+    return talk(q, a + b + say(rng, '. Try {w}[ instead|].', '. Better [try|turn to] {w}.', '. What helps is {w}.',
+                               '. {W} can tell you.',
                                w=where, W=where[0].upper() + where[1:]),
                 thing=thing)
 
@@ -692,8 +696,8 @@ def own_parts(rng, about: dict) -> str:
         'none] [of them |][knows a word|holds a letter|could answer|is a thought].',
         '[So it is with|Much like|Compare] my {n}: [each|every one] [is only|is just|is no more than] [a number|one number|a '
         'value].',
-        '[I am|My network is] {l} [of plain steps|of small steps|of simple steps], [no one|none] of which [writes|says|means] anything '
-        '[alone|by itself].', n=n, l=layers)
+        '[I am|My network is] {l} [of plain steps|of small steps|of simple steps], [no one|none] of which [writes|says|means] '
+        'anything [alone|by itself].', n=n, l=layers)
 
 def whole(expect):
     "A check for examples of emergence: what `expect` gives, and the model's own numbers where they are named."
@@ -816,7 +820,8 @@ def cascade(rng, about):
             t=joined(needs))
     joins, lines, way = 0, [], rng.choice(JOINING)
     for t in needs:
-        if t > joins: lines.append(say(rng, 'the next needs {t}, with only {j} in: [stop|the end]', 'the next needs {t}, too many after {j}', t=t,
+        if t > joins: lines.append(say(rng, 'the next needs {t}, with only {j} in: [stop|the end]',
+                                       'the next needs {t}, too many after {j}', t=t,
                                        j=joins)); break
         joins += 1; lines.append(way.format(t=t, j=joins))
     end = say(rng, 'So it is {j} of {n}.', 'In the end it is {j} of {n}.', 'That is {j} of {n} {w}.',
@@ -946,8 +951,10 @@ def gates(rng, about):
             '{s}. A comes on for one key or two, B for two only; the {o} is on when {l}. Is it?',
             'Three units: A needs a key pressed by {p} or {q}, B both keys, and the {o} is on if {l}. {s}. What happens?',
             p=one, q=two, o=out, l=law, s=' and '.join(state))
-    end = say(rng, 'Together they tell whether {n} of the keys is pressed.', 'So three units [find|notice] whether {n} key is down.',
-              'What they [compute|tell] is whether {n} is pressed.', 'The rule [that comes out|of the whole]: {n} key is down.', n=net)
+    end = say(rng, 'Together they tell whether {n} of the keys is pressed.',
+              'So three units [find|notice] whether {n} key is down.',
+              'What they [compute|tell] is whether {n} is pressed.',
+              'The rule [that comes out|of the whole]: {n} key is down.', n=net)
     on = dict(zip((False, True), ('off', 'on')))
     result = {'exactly one': a and not b, 'at most one': not b, 'at least one': a or b}[net]
     return talk(q, say(rng, 'A is {a}, B is {b}, so the {o} is {r}.', 'I get: A is {a}, B is {b}; the {o} is {r}.',

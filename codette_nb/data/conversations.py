@@ -124,7 +124,8 @@ def disputed(rng, about):
     "Holds a claim about its words against its words."
     n, known = rng.choice([1, 2, 2]), some_facts(about)
     items, i = [draw_item(rng, known) for _ in range(n)], rng.randrange(n)
-    items[i] = draw_item(rng, known, ('sum', 'letters')) if rng.random() < .5 else ['fact', rng.choice([k for k in COUNTED if about[k] > 1])]
+    counted = [k for k in COUNTED if about[k] > 1] # so that another number goes with the same word
+    items[i] = draw_item(rng, known, ('sum', 'letters')) if rng.random() < .5 else ['fact', rng.choice(counted)]
     turns, ref = exchanges(rng, known, items), where(rng, i, n)
     true = claim = turns[2 * i + 1]
     number = re.findall(r'\d[\d,]*', true)[-1 if items[i][0] == 'sum' else 0]
@@ -280,7 +281,8 @@ def memory(rng, about):
             'That your {t} is {c} is written above', 'Here I read: your {t} is {c}', t=thing, c=colour)
     b = say(rng, '. {X} is not here, and [other talks are gone|I keep no other talk].',
             '; {x} [is not written here|I cannot find], [as|since] no other talk [is kept|reaches me].',
-            ', but nothing here tells {x}, and I have [only this talk|no other talk].', '. Of {x} this talk [says|has] nothing.', x=x,
+            ', but nothing here tells {x}, and I have [only this talk|no other talk].', '. Of {x} this talk [says|has] nothing.',
+            x=x,
             X=x[0].upper() + x[1:])
     return talk(f'{first} My {thing} is {colour}.', told, q, a + b, items=items, thing=thing, colour=colour, other=other)
 
@@ -384,7 +386,7 @@ def _odds(odds):
         p, s = Fraction(sum(cases), len(cases)), Scale(*m['scale'])
         assert set(re.findall('[a-z]+', text)) & {s.low, s.mid, s.high} == {s.word(p)}, record
         assert ('about' in text) == ('about' in percent(p)), record
-        return [percent(p).removeprefix('about ').removeprefix('less than ').removeprefix('more than '), f'{sum(cases):,} of {len(cases):,}']
+        return [re.sub('^(about|less than|more than) ', '', percent(p)), f'{sum(cases):,} of {len(cases):,}']
     return checked(expect)
 
 def _scaled(s): return [s.low, s.mid, s.high, s.a, s.b]

@@ -258,7 +258,8 @@ def _trend(x, y):
     return dict(slope=slope, direction='rising' if slope > 0 else 'falling' if slope < 0 else 'level')
 ANALYSES = dict(summary=_summary, correlation=_correlation, distribution=_distribution, trend=_trend)
 
-@tool('data_analysis', 'Describe numbers, or correlate them with other.', 'data analysis_type', data=dict(type='array', items=dict(type='number')),
+@tool('data_analysis', 'Describe numbers, or correlate them with other.', 'data analysis_type',
+      data=dict(type='array', items=dict(type='number')),
       analysis_type=dict(type='string', enum=list(ANALYSES)), other=dict(type='array', items=dict(type='number')))
 def analyze_data(workspace, data, analysis_type, other=()):
     "Summary, distribution or trend of `data`, or its correlation with `other`, as JSON."
