@@ -1,0 +1,43 @@
+"""What small models trained on the mix answer to held-out questions, marked by program, beside a control.
+
+    python benchmarks/answers.py [--models nano:5 mini:20] [--questions 50] [--runs FOLDER] [--json answers.json]
+
+For each SIZE:MINUTES one `codette quick-train`, unless FOLDER holds its run already; then `codette eval --answers`: exact match of
+computed results, tool calls that are valid and right, statements about itself that its configuration bears out. Right answers stand
+beside the share that a true answer to another question of the same family would have had.
+"""
+import argparse, json, platform, subprocess, sys, tempfile
+from pathlib import Path
+
+CODETTE = [sys.executable, '-c', 'from codette_nb.cli import entry; entry()']
+
+def measure(size, minutes, questions, folder, samples):
+    "The rows of one model."
+    run = folder/f'{size}-{minutes}'
+    if not (run/'report.json').exists():
+        subprocess.run([*CODETTE, 'quick-train', '--size', size, '--minutes', minutes, '--samples', str(samples), '--out', str(run), '--no-verify'], check=True)
+    report = json.loads((run/'report.json').read_text(encoding='utf-8'))
+    asked = subprocess.run([*CODETTE, 'eval', str(run), '--answers', str(questions), '--json'], check=True, stdout=subprocess.PIPE)
+    bits = {k: v['bits_per_byte'] for k, v in report['held_out'].items()}
+    return dict(size=size, minutes=float(minutes), parameters=report['model']['parameters'], tokens=report['training']['tokens'], bits_per_byte=bits,
+                rows=json.loads(asked.stdout))
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--models', nargs='+', default=['nano:5', 'mini:20'], metavar='SIZE:MINUTES', help='(default: nano:5 mini:20)')
+    parser.add_argument('--questions', type=int, default=50, help='of each set and source (default: %(default)s)')
+    parser.add_argument('--samples', type=int, default=5000, help='generated training records (default: %(default)s)')
+    parser.add_argument('--runs', type=Path, default=None, help='folder to keep the runs in (default: a temporary one)')
+    parser.add_argument('--json', type=Path, default=Path(__file__).with_suffix('.json'), help='where the figures go (default: beside this file)')
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        models = [measure(*m.split(':'), args.questions, args.runs or Path(scratch), args.samples) for m in args.models]
+    for m in models:
+        print(f"\n{m['size']}, {m['minutes']:g} minutes, {m['parameters']:,} parameters, {m['tokens']:,} tokens; bits a byte: "
+              + ', '.join(f'{k} {v:.3f}' for k, v in m['bits_per_byte'].items()))
+        for r in m['rows']:
+            control = '' if r['control'] is None else f"{r['control']:8.0%}"
+            print(f"{r['set']:17}{r['source']:17}{r['mark']:30}{r['questions']:5}{r['right']:8.0%}{control}")
+    args.json.write_text(json.dumps(dict(python=platform.python_version(), machine=f'{platform.system()} {platform.machine()}', models=models), indent=1) + '\n', encoding='utf-8')
+
+if __name__ == '__main__': main()
