@@ -18,12 +18,16 @@ def commonest_runs(
     top=10,    # how many to give
 ) -> list:     # (share of the texts, run), commonest first
     "The runs of words that occur in the most texts."
-    n, counts = 0, Counter()
-    for t in texts:
-        w = t.split()
-        counts.update(set(zip(*(w[i:] for i in range(words)))))
-        n += 1
-    return [(c/n, ' '.join(run)) for run, c in counts.most_common(top)]
+    texts = list(texts)
+    def runs(text):
+        w = text.split()
+        return set(zip(*(w[i:] for i in range(words))))
+    # counted as numbers of eight bytes: the runs themselves would take twenty times that
+    hashes = np.concatenate([np.zeros(0, np.int64), *(np.fromiter(map(hash, runs(t)), np.int64) for t in texts)])
+    keys, counts = np.unique(hashes, return_counts=True)
+    best = set(keys[np.argsort(-counts, kind='stable')[:top]].tolist())
+    found = Counter(run for t in texts for run in runs(t) if hash(run) in best) if best else Counter()
+    return [(c/len(texts), ' '.join(run)) for run, c in sorted(found.items(), key=lambda x: (-x[1], x[0]))[:top]]
 
 # %% ../../nbs/12b_data.ngrams.ipynb #ngr-find
 def _find(keys, wanted):

@@ -95,7 +95,9 @@ def prepare(
 def _tokenizer(corpora, read, folder, vocab_size, sample_bytes, seed, quiet):
     # the one that was begun with, or one trained on a sample
     if (folder/'held-out'/'tokenizer.model').is_file():
-        return load_tokenizer(folder/'held-out')
+        begun = load_tokenizer(folder/'held-out')
+        if begun.vocab_size == vocab_size: return begun
+        raise CodetteError(f"{folder} was begun with a tokenizer of {begun.vocab_size:,} pieces: ask for as many, or give another folder")
     total = sum(disk_bytes(c.path) for c in corpora.values() if hasattr(c, 'path'))
     if not quiet: print(f'training a tokenizer of {vocab_size:,} pieces on a sample', flush=True)
     return SentencePieceTokenizer(vocab_size).fit(sample(read(), sample_bytes/total if total else 1., sample_bytes, seed))
@@ -117,12 +119,12 @@ def join_prepared(
 # %% ../../nbs/16_data.prepare.ipynb #prp-look
 def records_of(
     shards: Shards,     # of a prepared corpus
-    limit=10_000_000,   # bytes of text at most
+    limit=10_000_000,   # bytes of text, about
 ) -> list[Record]:
     "Documents out of shards, taken evenly."
     step = max(1, -(-shards.num_bytes//max(1, limit)))
     out = []
     for i in range(0, shards.num_documents, step):
         text = shards.tokenizer.decode(shards.document(i)[1:-1], control=True)
-        out.append(Record(text=text, source=shards.source(i), group=f'document {i}'))
+        out.append(Record(text=text, source=shards.source(i)))
     return out

@@ -124,7 +124,7 @@ def fingerprint(
     text: str, # any text
 ) -> str:
     "16 hexadecimal digits of the normal form's SHA-256, to compare texts without keeping them."
-    return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+    return hashlib.sha256(normalise(text).encode('utf-8', 'surrogatepass')).hexdigest()[:16]
 
 # %% ../../nbs/10_data.records.ipynb #rec-forms
 def forms(
