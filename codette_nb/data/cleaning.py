@@ -197,9 +197,10 @@ class Account:
         return '\n'.join([f'{sum(self.kept.values()):,} records kept', *rows])
 
     def _repr_html_(self):
-        body = ''.join(f"<tr><td>{escape(r['source'])}</td><td>{REASONS[r['reason']]}</td><td>{r['records']:,}</td><td>{r['share']:.1%}</td>"
-                       f"<td>{escape(r['example'])}</td></tr>" for r in self.rows())
-        head = ''.join(f'<th>{h}</th>' for h in ('source', 'dropped as', 'records', 'share', 'example'))
+        cell = lambda tag, text: f'<{tag} style="text-align:left">{escape(text)}</{tag}>' # a notebook sets all else on the right
+        body = ''.join(f"<tr>{cell('td', r['source'])}{cell('td', REASONS[r['reason']])}<td>{r['records']:,}</td><td>{r['share']:.1%}</td>"
+                       f"{cell('td', r['example'])}</tr>" for r in self.rows())
+        head = f"{cell('th', 'source')}{cell('th', 'dropped as')}<th>records</th><th>share</th>{cell('th', 'example')}"
         return f'<p>{sum(self.kept.values()):,} records kept</p><table><tr>{head}</tr>{body}</table>'
 
 # %% ../../nbs/12a_data.cleaning.ipynb #cln-clean

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Generated', 'Rereading', 'shares', 'portions', 'Mixing', 'factor', 'Split', 'held_out_records', 'divide',
-           'draw_order', 'body', 'MixReport', 'plot_report', 'save_report', 'report_on', 'with_workers', 'in_forms',
-           'Mixer', 'CodetteTrainingDataset']
+           'draw_order', 'body', 'MixReport', 'plot_report', 'save_report', 'met_in', 'report_on', 'with_workers',
+           'in_forms', 'Mixer', 'CodetteTrainingDataset']
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-imports
 import math, random, re
@@ -16,8 +16,8 @@ from html import escape
 from itertools import islice
 from pathlib import Path
 from ..core import CodetteError, atomic_file, human_bytes, one_of, progress_bar, text_table
-from .cleaning import REASONS, Cleaner, Cleaning, HeldOut, language
-from .corpora import shared_ngrams, split_documents
+from .cleaning import REASONS, Cleaner, Cleaning, HeldOut, language, ngrams
+from .corpora import split_documents
 from .ngrams import commonest_runs, memory_bits
 from .records import FORMS, Record, fingerprint, forms, render
 from .sources import ABOUT, FAMILIES, SOURCES, check_about, families
@@ -97,7 +97,8 @@ def portions(
     "How much of each source is read."
     asked = {k: s*weights.get(k, 1) for k, s in sizes.items()}
     total, limits = sum(asked.values()), limits or {}
-    root = {k: a**(1/temperature) for k, a in asked.items()}
+    largest = max(asked.values()) or 1. # of which all are a part, so that no power is too large for a number
+    root = asked if temperature == 1 else {k: (a/largest)**(1/temperature) for k, a in asked.items()}
     out, open_, left = {}, set(sizes), total
     while open_:
         per = left/sum(root[k] for k in open_) if any(root[k] for k in open_) else 0.
@@ -122,7 +123,7 @@ class Mixing:
     seed: int = 0                # of everything that is drawn
 
     def __post_init__(self):
-        object.__setattr__(self, 'forms', tuple(self.forms))
+        object.__setattr__(self, 'forms', tuple(dict.fromkeys([self.forms] if isinstance(self.forms, str) else self.forms)))
         problems = list(self.problems())
         if problems: raise CodetteError('; '.join(problems))
 
@@ -133,18 +134,18 @@ class Mixing:
 
     def problems(self):
         "Yield a sentence for each setting that makes no sense."
-        if self.samples < 0: yield f"samples is {self.samples}: it must be at least 0"
+        number = lambda x: isinstance(x, (int, float)) and not math.isnan(x)
+        size = lambda x: number(x) and 0 <= x < math.inf
+        if not (isinstance(self.samples, int) and self.samples >= 0): yield f"samples is {self.samples}: it must be a whole number from 0 on"
         for k, w in self.weights.items():
-            if not (isinstance(w, (int, float)) and 0 <= w < math.inf): yield f"the weight of {k!r} is {w}: it must be a number from 0 on"
-        if self.weights and not any(w != 0 for w in self.weights.values()) and set(self.weights) >= set(SOURCES):
-            yield "all weights are 0: at least one source must weigh more"
-        if not 0 < self.temperature < math.inf: yield f"temperature is {self.temperature}: it must be above 0"
-        if not self.max_epochs >= 1: yield f"max_epochs is {self.max_epochs}: it must be at least 1"
-        if not 0 < self.held_out < 1: yield f"held_out is {self.held_out}: it must lie between 0 and 1"
+            if not size(w): yield f"the weight of {k!r} is {w!r}: it must be a number from 0 on"
+        if not (size(self.temperature) and self.temperature): yield f"temperature is {self.temperature}: it must be a number above 0"
+        if not (number(self.max_epochs) and self.max_epochs >= 1): yield f"max_epochs is {self.max_epochs}: it must be at least 1"
+        if not (number(self.held_out) and 0 < self.held_out < 1): yield f"held_out is {self.held_out}: it must lie between 0 and 1"
         if not self.forms or set(self.forms) - set(FORMS): yield f"forms is {self.forms!r}: name some of {', '.join(FORMS)}"
         for k, points in self.curriculum.items():
-            xs = [x for x, _ in points]
-            if not xs or xs != sorted(xs) or not all(0 <= x <= 1 for x in xs) or not all(0 <= y < math.inf for _, y in points):
+            pairs = [tuple(p) if isinstance(p, (list, tuple)) else () for p in points] if isinstance(points, (list, tuple)) else []
+            if not pairs or not all(len(p) == 2 and all(map(size, p)) and p[0] <= 1 for p in pairs) or [x for x, _ in pairs] != sorted(x for x, _ in pairs):
                 yield f"the curriculum of {k!r} must be points (progress, factor) with progress rising from 0 to 1 and factors from 0 on"
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-cur
@@ -160,6 +161,8 @@ def factor(
     return y0 if x1 <= x0 else y0 + (y1 - y0)*(progress - x0)/(x1 - x0)
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-split
+def _bytes(texts): return sum(len(t.encode('utf-8', 'surrogatepass')) for t in texts)
+
 @dataclass
 class Split:
     "Training records and named held-out sets."
@@ -168,9 +171,12 @@ class Split:
     skipped: list = field(default_factory=list)   # 'file[:line]: reason' for what could not be read
     ordered: bool = False                         # True: the order is a curriculum and is to be kept
 
-    def check(self):
+    def check(self,
+        quiet=True, # False shows a progress bar
+    ):
         "Raise `CodetteError` if a text lies on both sides, or a held-out family is in training; returns the split."
-        prints, groups = {fingerprint(render(r)) for r in self.train}, {r.group for r in self.train if r.group}
+        prints = {fingerprint(render(r)) for r in progress_bar(self.train, desc='checking', quiet=quiet)}
+        groups = {r.group for r in self.train if r.group}
         for name, records in self.held_out.items():
             both = [r for r in records if fingerprint(render(r)) in prints or r.group in groups]
             if both: raise CodetteError(f'{len(both)} texts of {name!r} are in the training part too, such as {render(both[0])[:80]!r}')
@@ -182,12 +188,12 @@ class Split:
         "For each part and source: records, bytes, share of the part's bytes, share distinct after normalising."
         out = []
         for part, records in {'training': self.train, **self.held_out}.items():
-            texts = [(r.source, render(r)) for r in records]
-            total = sum(len(t.encode()) for _, t in texts)
-            for source in dict.fromkeys(s for s, _ in sorted(texts)):
-                mine = [t for s, t in texts if s == source]
-                size = sum(len(t.encode()) for t in mine)
-                out.append(dict(part=part, source=source, records=len(mine), bytes=size, share=size/total,
+            texts = {}
+            for r in records: texts.setdefault(r.source, []).append(render(r))
+            total = sum(map(_bytes, texts.values()))
+            for source, mine in sorted(texts.items()):
+                size = _bytes(mine)
+                out.append(dict(part=part, source=source, records=len(mine), bytes=size, share=size/max(1, total),
                                 distinct=len({fingerprint(t) for t in mine})/len(mine)))
         return out
 
@@ -223,9 +229,10 @@ def divide(
     records,           # stream of `Record`
     mixing,            # `Mixing`
     cleaner: Cleaner,  # remembers what other corpora hold
+    quiet=True,        # False shows a progress bar
 ):                     # training and held-out part
     "Clean a corpus and divide it."
-    kept = list(filter(cleaner.keep, records))
+    kept = [r for r in progress_bar(records, desc=f'cleaning {name}', quiet=quiet, unit=' records') if cleaner.keep(r)]
     if not kept: raise CodetteError(f"the corpus {name!r} holds nothing that can be kept ({cleaner.account.reasons()}): give more text")
     return split_documents(kept, mixing.held_out, mixing.seed)
 
@@ -256,18 +263,17 @@ def body(
     if record.text is not None: return record.text
     return '\n'.join(re.sub(r'^<\w+>[^\n]*\n', '', m.get('content') or '') for m in record.messages)
 
-def _source_row(name, records, total, tokenizer):
-    texts = [render(r) for r in records]
+def _source_row(name, records, texts, total, tokenizer):
     sizes = sorted(len(t.encode('utf-8', 'surrogatepass')) for t in texts)
     prints = {fingerprint(t) for t in texts}
     some = texts[::max(1, len(texts)//200)]
     spoken = Counter(map(language, some)).most_common(3)
-    row = dict(source=name, records=len(texts), bytes=sum(sizes), share=sum(sizes)/total, distinct=len(prints)/len(texts),
+    row = dict(source=name, records=len(texts), bytes=sum(sizes), share=sum(sizes)/max(1, total), distinct=len(prints)/len(texts),
                readings=1. if records[0].family else len(texts)/len(prints),
                median=sizes[len(sizes)//2], longest=sizes[-1], languages={k: n/len(some) for k, n in spoken})
     if tokenizer is not None:
         ids = tokenizer.document(records[::max(1, len(records)//1000)])
-        read = sum(len(t.encode('utf-8', 'surrogatepass')) for t in texts[::max(1, len(records)//1000)])
+        read = _bytes(texts[::max(1, len(records)//1000)])
         row |= dict(tokens=round(sum(map(len, ids))*len(texts)/len(ids)), bytes_per_token=read/sum(len(d) - 2 for d in ids),
                     median_tokens=sorted(map(len, ids))[len(ids)//2], longest_tokens=max(map(len, ids)))
     return row
@@ -305,8 +311,9 @@ class MixReport:
     def __str__(self): return '\n\n'.join(f'{title}\n{text_table([head, *rows])}' for title, head, rows in self.tables() if rows)
 
     def _repr_html_(self):
-        line = lambda tag, row: f"<tr>{''.join(f'<{tag}>{escape(str(c))}</{tag}>' for c in row)}</tr>"
-        return ''.join(f"<b>{title}</b><table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"
+        left = lambda h: ' style="text-align:left"' if h in ('source', 'set', 'as', 'example', 'language', 'eight words') else '' # words
+        line = lambda tag, head, row: f"<tr>{''.join(f'<{tag}{left(h)}>{escape(str(c))}</{tag}>' for h, c in zip(head, row))}</tr>"
+        return ''.join(f"<b>{title}</b><table>{line('th', head, head)}{''.join(line('td', head, row) for row in rows)}</table>"
                        for title, head, rows in self.tables() if rows)
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-rep-plot
@@ -346,6 +353,18 @@ def save_report(
 
 MixReport.plot, MixReport.save = plot_report, save_report
 
+# %% ../../nbs/13_data.mixer.ipynb #mix-rep-met
+def met_in(
+    texts,  # of the training part
+    sets,   # name to held-out texts
+    n=13,   # words to a run
+) -> dict:  # name to a share between 0 and 1
+    "The share of each set's runs of words that occur in the texts; held are only the runs of the sets."
+    runs = {k: [g for t in held for g in ngrams(t, n)] for k, held in sets.items()}
+    wanted = {g for gs in runs.values() for g in gs}
+    seen = {g for t in texts for g in ngrams(t, n) if g in wanted}
+    return {k: sum(g in seen for g in gs)/max(1, len(gs)) for k, gs in runs.items()}
+
 # %% ../../nbs/13_data.mixer.ipynb #mix-rep-make
 def report_on(
     split: Split,      # that is to be described
@@ -354,22 +373,26 @@ def report_on(
     quiet=True,        # False shows a progress bar
 ) -> MixReport:
     "Count what a split holds."
-    by_source, sizes = {}, {}
-    for r in split.train: by_source.setdefault(r.source, []).append(r)
-    nbytes = lambda records: sum(len(render(r).encode('utf-8', 'surrogatepass')) for r in records)
-    total = nbytes(split.train)
-    rows = [_source_row(k, by_source[k], total, tokenizer) for k in progress_bar(by_source, desc='counting', quiet=quiet)]
+    texts = [render(r) for r in split.train]
+    held, by_source = {k: [render(r) for r in v] for k, v in split.held_out.items()}, {}
+    for r, t in zip(split.train, texts): by_source.setdefault(r.source, []).append((r, t))
+    with progress_bar(total=len(by_source) + 3, desc='counting', quiet=quiet) as bar:
+        def done(x): bar.update(); return x
+        rows = [done(_source_row(k, *zip(*pairs), _bytes(texts), tokenizer)) for k, pairs in by_source.items()]
+        met, runs = done(met_in(texts, held)), done(commonest_runs(map(body, split.train)))
+        memory = done(memory_bits(texts, held))
     categories = [dict(source=s, category=c, records=n) for (s, c), n in sorted(Counter((r.source, r.category) for r in split.train).items())]
-    for k, records in by_source.items(): sizes[k] = [len(render(r).encode('utf-8', 'surrogatepass')) for r in records[::max(1, len(records)//1000)]]
-    sets = [dict(set=k, records=len(v), bytes=nbytes(v), overlap=shared_ngrams(split.train, v)) for k, v in split.held_out.items()]
-    memory = memory_bits([render(r) for r in split.train], {k: [render(r) for r in v] for k, v in split.held_out.items()})
-    return MixReport(rows, categories, sets, commonest_runs(map(body, split.train)), memory, list(dropped), sizes)
+    sets = [dict(set=k, records=len(v), bytes=_bytes(v), overlap=met[k]) for k, v in held.items()]
+    lengths = {k: [_bytes([t]) for _, t in pairs[::max(1, len(pairs)//1000)]] for k, pairs in by_source.items()}
+    return MixReport(rows, categories, sets, runs, memory, list(dropped), lengths)
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-workers
 _made = {}  # in a worker: the generated sources
 
 def _begin(sources): _made.update(sources)
-def _make(batch): return [_made[k].at(i) for k, i in batch]
+def _make(batch, known):
+    if len(FAMILIES) != known: raise CodetteError("a worker knows other families than this process: register yours in a module and import it, or mix without workers")
+    return [_made[k].at(i) for k, i in batch]
 
 def with_workers(
     sources: dict, # name to `Generated` or `Rereading`
@@ -378,27 +401,30 @@ def with_workers(
     size=256,      # records given to one at a time
 ):
     "Yield the records of an order, generated ones made by several processes."
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
     from multiprocessing import get_context
     generated, queue = {k: s for k, s in sources.items() if k in SOURCES}, deque()
-    with ProcessPoolExecutor(workers, get_context('spawn'), _begin, (generated,)) as pool:
+    pool = ProcessPoolExecutor(workers, get_context('spawn'), _begin, (generated,))
+    try:
         while True:
             while len(queue) < 3*workers and (batch := list(islice(todo, size))):
-                queue.append((batch, pool.submit(_make, [(k, i) for k, i in batch if k in generated])))
+                queue.append((batch, pool.submit(_make, [(k, i) for k, i in batch if k in generated], len(FAMILIES))))
             if not queue: return
             batch, made = queue.popleft()
             made = iter(made.result())
             yield from [next(made) if k in generated else sources[k].at(i) for k, i in batch]
+    except BrokenExecutor as e: raise CodetteError("a worker was ended from outside, perhaps for want of memory: mix with fewer of them") from e
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-forms
 def in_forms(
     records, # list of `Record`
     names,   # of `FORMS`
-    block=1000, # records between two forms of one record
+    block=1000, # records between two forms of one record, or all where there are fewer
 ):
-    "Yield records in each of several forms, far enough apart that no window of the model holds the same answer twice."
+    "Yield records in each of several forms, block by block: one form of a thousand records, then the next. A record that has another form than 'chat' keeps it."
     for a in range(0, len(records), block):
-        each = [forms(r, names) for r in records[a:a+block]]
+        each = [forms(r, names if r.form == 'chat' else [r.form]) for r in records[a:a+block]]
         for i in range(len(names)): yield from (f[i] for f in each if i < len(f))
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-mixer
@@ -413,19 +439,27 @@ class Mixer:
         if clash := set(SOURCES) & set(self.corpora): raise CodetteError(f"a corpus cannot be called {', '.join(sorted(clash))}: that is a generated source")
         for k in [*self.mixing.weights, *self.mixing.curriculum]: one_of(k, [*SOURCES, *self.corpora], 'source')
         self.names = [k for k in [*(SOURCES if self.mixing.samples else ()), *self.corpora] if self.mixing.weights.get(k, 1) > 0]
-        if not self.names: raise CodetteError("there is nothing to mix: ask for samples, give a corpus, or give a source a weight above 0")
+        if not self.names and (self.mixing.samples or self.corpora): raise CodetteError("all weights are 0: at least one source must weigh more")
+        if not self.names: raise CodetteError("there is nothing to mix: ask for samples or give a corpus")
+        self._quiet = True
+        self._forget()
+
+    def _forget(self):
+        # what was half done: a cleaner that has met a text once drops it the second time
+        for k in ('_parts', 'sources', 'sizes'): vars(self).pop(k, None)
         self.cleaner, self._split = Cleaner(self.mixing.cleaning), None
 
     @cached_property
     def _parts(self):
         # training part of each corpus, and the held-out sets
+        self.cleaner = Cleaner(self.mixing.cleaning)
         m, generated, training, sets = self.mixing, [k for k in self.names if k in SOURCES], {}, {}
         if generated:
             sets = {name: held_out_records(generated, m, self.about, unseen) for name, unseen in (('seen families', False), ('unseen families', True))}
         for k in self.names:
             if k in SOURCES: continue
             if k in sets: raise CodetteError(f"there is a held-out set called {k!r} already: give the corpus another name")
-            training[k], sets[k] = divide(k, self.corpora[k], m, self.cleaner)
+            training[k], sets[k] = divide(k, self.corpora[k], m, self.cleaner, self._quiet)
         return training, sets
 
     @property
@@ -436,15 +470,18 @@ class Mixer:
     @cached_property
     def sources(self) -> dict:
         "Name to `Generated` or `Rereading`, without what is held out."
-        m, known = self.mixing, HeldOut(r for records in self.held_out.values() for r in records)
+        m, unseen = self.mixing, [f.name for f in FAMILIES.values() if f.held_out]
+        known = HeldOut((r for records in self.held_out.values() for r in records), families=unseen)
         self.cleaner.held_out = known
-        fresh = {k: [r for r in records if not self.cleaner.leaks(r)] for k, records in self._parts[0].items()}
+        fresh = {k: [r for r in progress_bar(records, desc=f'comparing {k}', quiet=self._quiet) if not self.cleaner.leaks(r)] for k, records in self._parts[0].items()}
+        for k, records in fresh.items():
+            if not records: raise CodetteError(f"of the corpus {k!r} nothing is left to train on ({self.cleaner.account.reasons()}): give more text")
         return {k: Generated(k, m.seed, self.about, avoid=frozenset(known.groups)) if k in SOURCES else Rereading(k, fresh[k], m.seed) for k in self.names}
 
     @cached_property
     def sizes(self) -> dict:
         "Name to records and bytes of one reading; the length of generated records is estimated from fifty of each source."
-        size = lambda records: sum(len(render(r).encode('utf-8', 'surrogatepass')) for r in records)
+        size = lambda records: _bytes(map(render, records))
         def one(k, s):
             if k not in SOURCES: return len(s.records), size(s.records)
             n = shares(self.mixing.samples, SOURCES)[k]
@@ -471,6 +508,7 @@ class Mixer:
         workers=0,  # processes that make generated records; 0 makes them here
     ):
         "Yield the records of the mix in order; generated ones are not yet compared with each other."
+        if start < 0 or workers < 0: raise CodetteError(f"start is {start} and workers is {workers}: both are numbers from 0 on")
         todo = islice(self.order(), start, None)
         return with_workers(self.sources, todo, workers) if workers else (self.sources[k].at(i) for k, i in todo)
 
@@ -479,13 +517,20 @@ class Mixer:
         workers=0,  # see `stream`
     ) -> Split:
         "The mix as a list, cleaned, with the held-out sets beside it; made once."
-        if self._split: return self._split
-        m, total = self.mixing, sum(self.counts().values())
-        # documents were cleaned before they were divided; a second reading of one is no copy
-        records = [r for r in progress_bar(self.stream(workers=workers), total=total, desc='mixing', quiet=quiet) if not r.family or self.cleaner.keep(r)]
-        if not records: raise CodetteError(f"nothing is left to train on ({self.cleaner.account.reasons()}): give more text")
-        self._split = Split(list(in_forms(records, m.forms)), dict(self.held_out), ordered=bool(m.curriculum)).check()
+        if self._split is None:
+            self._quiet = quiet
+            try: self._split = self._make_split(quiet, workers)
+            except BaseException: self._forget(); raise # an interrupted one begins anew
         return self._split
+
+    def _make_split(self, quiet, workers):
+        m, total = self.mixing, sum(self.counts().values())
+        if not total: raise CodetteError("of no source a whole record is drawn: ask for more samples, or give a source more weight")
+        drawn = zip(self.order(), progress_bar(self.stream(workers=workers), total=total, desc='mixing', quiet=quiet))
+        # documents were cleaned before they were divided; a second reading of one is no copy
+        records = [r for (k, _), r in drawn if k not in SOURCES or self.cleaner.keep(r)]
+        if not records: raise CodetteError(f"nothing is left to train on ({self.cleaner.account.reasons()}): give more text")
+        return Split(list(in_forms(records, m.forms)), dict(self.held_out), ordered=bool(m.curriculum)).check(quiet)
 
     def report(self,
         tokenizer=None, # fitted; None leaves lengths in tokens out
