@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'make_parser', 'quick', 'train', 'export', 'evaluate_run', '
            'entry']
 
 # %% ../nbs/91_cli.ipynb #cli-imports
-import argparse, errno, json, sys
+import argparse, errno, json, os, sys
 from . import __version__
 from .core import CodetteError, text_table
 
@@ -239,11 +239,14 @@ def data(
 ):
     "`codette data`."
     from pathlib import Path
-    from codette_nb.data.mixer import Mixer, Mixing
+    from codette_nb.data.mixer import PICTURES, Mixer, Mixing
     from codette_nb.data.records import render, write_jsonl
     from codette_nb.pipeline import read_data
     for p in (args.out, args.held_out, args.picture):
         if p and Path(p).exists() and not args.force: raise CodetteError(f"{p} exists already: choose another name, or replace it with --force")
+    if args.out and args.held_out and Path(args.out).resolve() == Path(args.held_out).resolve():
+        raise CodetteError(f"{args.out} is given for training and for held-out records: give two files")
+    if args.picture and Path(args.picture).suffix not in PICTURES: raise CodetteError(f"{args.picture}: a picture is written as {', '.join(PICTURES)}")
     mix = _mix(args)
     corpora, weights, _ = read_data(_sources(args), quiet=args.json)
     mixer = Mixer(Mixing(args.n, seed=args.seed, **mix | dict(weights=mix['weights'] | weights)), corpora)
@@ -346,7 +349,12 @@ def run(
     args = make_parser().parse_args(argv)
     for s in (sys.stdout, sys.stderr): # a console may lack a character that a model writes
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='replace')
-    try: args.func(args)
+    try:
+        args.func(args)
+        sys.stdout.flush()
+    except BrokenPipeError: # as with `| head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except CodetteError as e:
         print(f'codette: {e}', file=sys.stderr)
         return 130 if type(e).__name__ == 'Interrupted' else 1

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from .core import CodetteError, detect_device, human_bytes, human_time, read_json, set_seed, write_json
+from .core import CodetteError, detect_device, human_bytes, human_time, one_of, read_json, set_seed, write_json
 from .data.corpora import python_docs, read_corpus
 from .data.mixer import Mixer, Mixing, Split
 from .data.packing import TextDataset
@@ -62,6 +62,7 @@ class Recipe:
         "The facts that the model's training text may state of it."
         others = [Path(p).name for p, _ in self.data] or (['the documentation of Python'] if self.prose else [])
         weights = {k: s*self.mixing.weights.get(k, 1) for k, s in SOURCES.items()}
+        if not any(weights.values()): weights = SOURCES # nothing is generated then, and nobody asked
         return about_model(self.model, self.name, self.training.device, self.mixing.seed, ' and '.join(others), self.mixing.held_out, weights)
 
     @classmethod
@@ -113,7 +114,7 @@ def build_split(
     "The training and held-out text of a recipe; the same recipe and files give the same text. Of shards, as much as baselines need."
     if recipe.shards:
         train, held = (open_part(recipe, k) for k in ('train', 'held-out'))
-        return Split(records_of(train), {'held-out': records_of(held, 1_000_000)})
+        return Split(records_of(train), {'held-out': records_of(held, 1_000_000)}).check(quiet)
     mixer, skipped = make_mixer(recipe, quiet)
     split = mixer.split(quiet)
     if not quiet and mixer.cleaner.account.dropped: print(mixer.cleaner.account, flush=True)
@@ -366,13 +367,15 @@ def quick_train(
     say = (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
     if not force: check_out(out)
     number_format(quantization)
-    for path, _ in data: read_corpus(path) # what cannot be read is better known before anything else is done
+    mixing = Mixing(samples, seed=seed, **mix or {}) # what is wrong or cannot be read is better known before anything else is done
+    texts = [read_corpus(path).name for path, _ in data]
+    for k in [*mixing.weights, *mixing.curriculum]: one_of(k, [*SOURCES, *(texts or ['prose'])], 'source')
     say('planning: timing a few steps here')
     t = time.perf_counter()
     plan = make_plan(minutes, size, device, seed=seed, **changes)
     times = dict(planning=time.perf_counter() - t)
     say(plan)
-    recipe = Recipe(plan.model, plan.training, plan.size, name, tuple(data), mixing=Mixing(samples, seed=seed, **mix or {}), strict_vocab='vocab_size' in changes)
+    recipe = Recipe(plan.model, plan.training, plan.size, name, tuple(data), mixing=mixing, strict_vocab='vocab_size' in changes)
     return train_run(recipe, out, quantization, verify, force, quiet, plan, times)
 
 # %% ../nbs/90_pipeline.ipynb #pi-steps
@@ -401,7 +404,8 @@ def make_recipe(
     training = CodetteTrainer.on_device(training)
     check_memory(size, config, training, detect_device(training.device))
     if shards:
-        if vocab is not None or data: raise CodetteError("shards bring their text and their tokenizer: give them without data and vocab")
+        if vocab is not None or data or Mixing(**mix or {}) != Mixing():
+            raise CodetteError("shards bring their text and their tokenizer: give them without data, vocab, weights, forms and rules")
         config = replace(config, vocab_size=Shards.open(Path(shards)/'train').tokenizer.vocab_size)
     own = dict(prose=0., mixing=Mixing(0, seed=seed), shards=str(shards)) if shards else dict(mixing=Mixing(samples, seed=seed, **mix or {}))
     return Recipe(config, training, size, name, tuple(data), **own, strict_vocab=vocab is not None)

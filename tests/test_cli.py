@@ -4,6 +4,7 @@ import pytest
 import tiny
 from tiny import BOOK, codette, contents, litter, write_book
 from codette_nb import __version__
+from codette_nb.data.sources import families
 from codette_nb.quantize.gguf import read_gguf
 
 COMMANDS = 'quick-train', 'train', 'shards', 'export', 'eval', 'plan', 'data', 'teach', 'chat'
@@ -162,6 +163,20 @@ def test_eval_names_are_not_mixed_up(tiny_run, tmp_path):
     code, out, err = codette('eval', tiny_run, '--data', tmp_path/'a/same.txt', '--data', tmp_path/'b/same.txt')
     assert code == 1 and "'same'" in err
 
+def test_eval_answers(monkeypatch, tmp_path):
+    "Held-out questions of each source, answered and marked."
+    tiny.shrink(monkeypatch.setattr)
+    code, _, err = codette('train', '--samples', 120, '--size', 'nano', '--context', 64, '--batch', 4, '--device', 'cpu', '--steps', 2, '--no-verify',
+                           '--out', tmp_path/'run')
+    assert code == 0, err
+    rows = as_json(codette('eval', tmp_path/'run', '--answers', 1, '--json'))
+    assert {r['set'] for r in rows} == {'seen families', 'unseen families'} and {r['source'] for r in rows} == set(GENERATED)
+    assert all(r['questions'] == 1 for r in rows)
+    code, out, _ = codette('eval', tmp_path/'run', '--answers', 1)
+    assert code == 0 and out.count('\n') == len(rows) + 1
+    code, out, err = codette('eval', tmp_path/'run', '--answers', 0)
+    assert (code, out) == (1, '') and 'at least 1' in err
+
 # plan
 
 def test_plan():
@@ -207,9 +222,46 @@ def test_data_mixes(tmp_path):
     assert forms.count('qa') == sum(r['records'] for k, r in records.items() if k != 'notes')/2
     for bad, why in ((['--weight', 'tool_use'], 'SOURCE=NUMBER'), (['--weight', 'tool_use=-1'], 'from 0 on'), (['--weight', 'x=1'], "'x'"),
                      (['--temperature', 0], 'temperature'), (['--forms', 'poem'], 'poem'), (['--keep', 'spelling'], 'spelling'),
-                     (['--picture', tmp_path/'mix.txt'], '.png')):
+                     (['--picture', tmp_path/'mix.txt'], '.png'), (['--workers', -1], 'workers is -1'), (['--n', -1], 'samples is -1')):
         code, _, err = codette('data', '--n', 5, *bad)
         assert code == 1 and why in err and len(err.strip().splitlines()) == 1, err
+
+GENERATED = 'perspectives', 'tool_use', 'consciousness', 'mixed_reasoning'
+
+@pytest.mark.parametrize('command', ['data', 'train', 'quick-train'])
+@pytest.mark.parametrize('weights, why', [(['tool_use=nan'], 'is nan'), (['tool_use=-1'], 'is -1'), (['tool_use=inf'], 'is inf')])
+def test_weights_that_cannot_be(command, weights, why, tmp_path):
+    code, out, err = codette(command, *(x for w in weights for x in ('--weight', w)), '--out', tmp_path/'o')
+    assert code == 1 and why in err and err.count('\n') == 1 and not (tmp_path/'o').exists()
+    if command == 'data': assert not out
+
+def test_all_weights_are_zero(tmp_path):
+    "Nothing is left, unless there is text of one's own."
+    zero = [x for k in GENERATED for x in ('--weight', f'{k}=0')]
+    code, _, err = codette('data', *zero)
+    assert code == 1 and 'all weights are 0' in err and err.count('\n') == 1
+    report = as_json(codette('data', *zero, '--data', write_book(tmp_path/'b.txt'), '--json'))
+    assert [r['source'] for r in report['sources']] == ['b']
+
+def test_written_records_are_read_again(tmp_path):
+    "The files of one mix in another: read as often as asked for, and no held-out family becomes training."
+    assert codette('data', '--n', 200, '--out', tmp_path/'made.jsonl', '--held-out', tmp_path/'held.jsonl')[0] == 0
+    both = '--data', f'{tmp_path}/made.jsonl:2', '--data', tmp_path/'held.jsonl'
+    report = as_json(codette('data', '--n', 100, '--seed', 5, *both, '--out', tmp_path/'again.jsonl', '--json'))
+    lines = lambda name: [json.loads(line) for line in (tmp_path/name).read_text(encoding='utf-8').splitlines()]
+    groups = lambda records: [r['group'] for r in records]
+    again, made = groups(lines('again.jsonl')), set(groups(lines('made.jsonl')))
+    assert len([g for g in again if g in made]) > 1.5*len(made)
+    unseen = {f.name for f in families(held_out=True)}
+    assert unseen & {r['family'] for r in lines('held.jsonl')} and not unseen & {r['family'] for r in lines('again.jsonl')}
+    assert any(r['reason'] == 'held_out' for r in report['dropped'])
+
+def test_a_reader_who_stops(tmp_path):
+    "As with `| head -1`."
+    call = [sys.executable, '-c', 'from codette_nb.cli import entry; entry()', 'data', '--n', '200', '--show', '200']
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        p.stdout.readline(); p.stdout.close()
+        assert not p.stderr.read() and p.wait(60) == 0
 
 # shards
 
@@ -230,6 +282,9 @@ def test_shards(tmp_path, monkeypatch):
     run = '--size', 'nano', '--context', 64, '--batch', 4, '--device', 'cpu', '--no-verify', '--save-every', 8
     code, _, err = codette('train', '--shards', tmp_path/'joined', *run, '--steps', 16, '--out', tmp_path/'run')
     assert code == 0, err
+    unruly = '--tokenizer', tmp_path/'whole', '--keep', 'all', '--json'
+    both = json.loads(codette('shards', *options, *unruly, '--out', tmp_path/'unruly')[1])
+    assert both['train']['library']['documents'] + both['held-out']['library']['documents'] == 30  # held out, whatever rules are off
     report = json.loads((tmp_path/'run/report.json').read_text())
     held = json.loads(as_made[1])['held-out']['library']['documents']
     assert report['data']['sources'] == {'library': 30 - held}

@@ -120,7 +120,7 @@ class WordIds:
     def __init__(self,
         texts, # strings to learn the words of
     ):
-        words = sorted({w for t in texts for w in _WORD.findall(t)} | {c for t in texts for c in t})
+        words = sorted(set().union(*map(_WORD.findall, texts), *map(set, texts)))
         self.ids = {w: i for i, w in enumerate(words, 3)}
         self.size = len(words) + 3  # 0 stands for a character that was never seen, 1 and 2 for the ends
 
