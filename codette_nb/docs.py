@@ -26,7 +26,7 @@ def type_name(
     "An annotation in short: `list[float]`, `dict | None`, `Record`."
     if anno is inspect.Parameter.empty: return ''
     if anno is None: return 'None'
-    text = anno if isinstance(anno, str) else anno.__qualname__ if type(anno) is type else str(anno)
+    text = anno if isinstance(anno, str) else anno.__qualname__ if isinstance(anno, type) and not hasattr(anno, '__origin__') else str(anno)
     text = re.sub(r"ForwardRef\('([^']*)'\)", r'\1', text)
     return re.sub(r'\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])', '', text)
 
