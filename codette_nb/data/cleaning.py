@@ -175,7 +175,11 @@ class Account:
     dropped: Counter = field(default_factory=Counter) # (source, reason) to number of records
     examples: dict = field(default_factory=dict)      # (source, reason) to the beginning of one text
 
-    def drop(self, record, text, reason):
+    def drop(self,
+        record: Record, # that is not kept
+        text: str,      # as it is rendered
+        reason: str,    # a key of `REASONS`
+    ):
         "Count a record that was dropped."
         self.dropped[record.source, reason] += 1
         self.examples.setdefault((record.source, reason), ' '.join(text.split())[:80])
@@ -213,8 +217,11 @@ class Cleaner:
         self.rules, self.held_out, self.account = cleaning or Cleaning(), held_out or HeldOut(), Account()
         self.prints, self.near = set(), NearDuplicates(self.rules.near) if self.rules.near is not None else None
 
-    def reason(self, record, text):
-        "Why a record is dropped, a key of `REASONS`, or None; what is not dropped is remembered."
+    def reason(self,
+        record: Record, # next in the stream
+        text: str,      # as it is rendered
+    ):                  # a key of `REASONS`, or None
+        "Why a record is dropped; what is not dropped is remembered."
         rules = self.rules
         if why := fault(text, rules.off): return why
         if self.held_out.has(record, text, rules.overlap): return 'held_out'

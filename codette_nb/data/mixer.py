@@ -128,7 +128,9 @@ class Mixing:
         if problems: raise CodetteError('; '.join(problems))
 
     @classmethod
-    def from_dict(cls, d: dict):
+    def from_dict(cls,
+        d: dict, # its fields
+    ):
         "Settings as `dataclasses.asdict` and JSON give them."
         return cls(**d | dict(cleaning=Cleaning(**d['cleaning'])))
 
@@ -475,7 +477,8 @@ class Mixer:
         m, unseen = self.mixing, [f.name for f in FAMILIES.values() if f.held_out]
         known = HeldOut((r for records in self.held_out.values() for r in records), families=unseen)
         self.cleaner.held_out = known
-        fresh = {k: [r for r in progress_bar(records, desc=f'comparing {k}', quiet=self._quiet) if not self.cleaner.leaks(r)] for k, records in self._parts[0].items()}
+        compared = lambda k, records: progress_bar(records, desc=f'comparing {k}', quiet=self._quiet)
+        fresh = {k: [r for r in compared(k, records) if not self.cleaner.leaks(r)] for k, records in self._parts[0].items()}
         for k, records in fresh.items():
             if not records: raise CodetteError(f"of the corpus {k!r} nothing is left to train on ({self.cleaner.account.reasons()}): give more text")
         return {k: Generated(k, m.seed, self.about, avoid=frozenset(known.groups)) if k in SOURCES else Rereading(k, fresh[k], m.seed) for k in self.names}
