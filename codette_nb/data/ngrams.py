@@ -120,7 +120,9 @@ class WordIds:
     def __init__(self,
         texts, # strings to learn the words of
     ):
-        words = sorted(set().union(*map(_WORD.findall, texts), *map(set, texts)))
+        words = set()
+        for t in texts: words.update(_WORD.findall(t), t)
+        words = sorted(words)
         self.ids = {w: i for i, w in enumerate(words, 3)}
         self.size = len(words) + 3  # 0 stands for a character that was never seen, 1 and 2 for the ends
 
