@@ -261,9 +261,9 @@ def draw_order(
 def body(
     record: Record, # any
 ) -> str:
-    "What a record says, without the declared headers: the list of tools, and the line that names a perspective."
+    "What a record says, without the declared headers: the list of tools, and the lines that name a perspective."
     if record.text is not None: return record.text
-    return '\n'.join(re.sub(r'^<\w+>[^\n]*\n', '', m.get('content') or '') for m in record.messages)
+    return '\n'.join(re.sub(r'^<perspective>[^\n]*\n', '', m.get('content') or '', flags=re.M) for m in record.messages)
 
 def _source_row(name, records, texts, total, tokenizer):
     sizes = sorted(len(t.encode('utf-8', 'surrogatepass')) for t in texts)
