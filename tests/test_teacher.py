@@ -132,10 +132,11 @@ def test_a_prompt_that_is_too_long(teacher, tmp_path):
     assert 'context size' in str(report)
 
 CLIENT = '''
-import asyncio, json, sys
+import asyncio, json, signal, sys
 from codette_nb.data.teacher import Teacher, teach
 questions, settings, out, loop = json.loads(sys.argv[1])
 async def within(): teach(questions, Teacher(**settings), out, quiet=True)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C, and its children would too
 # as in a notebook, whose loop leaves Ctrl-C to Python
 asyncio.new_event_loop().run_until_complete(within()) if loop else teach(questions, Teacher(**settings), out, quiet=True)
 '''

@@ -617,7 +617,7 @@ JOBS = ('baker', 'barber', 'carpenter', 'clerk', 'driver', 'farmer', 'gardener',
         'teacher', 'weaver')
 TRAITS = ('calm', 'careful', 'cheerful', 'curious', 'neat', 'patient', 'polite', 'quick', 'quiet', 'shy', 'talkative', 'witty')
 
-def check_base_rate(r, about):
+def check_likelier(r, about):
     (n, x), (m, y) = r.meta['groups']
     one, two = (sum(Fraction(1, 10) for _ in range(k)) * (v // 10) for k, v in ((n, x), (m, y)))
     assert x > y and one != two
@@ -625,8 +625,8 @@ def check_base_rate(r, about):
          f'{num(100 * one / (one + two))} per hundred', 'base-rate neglect')
     assert f'{r.meta["jobs"][one < two]} is the more likely' in answer(r)
 
-@family('perspectives', 'bias_mitigation', check_base_rate)
-def base_rate(rng, about):
+@family('perspectives', 'bias_mitigation', check_likelier)
+def likelier(rng, about):
     "A description that fits a rare job better than a common one."
     who, where, trait, (s, t) = rng.choice(NAMES), rng.choice(PLACES), rng.choice(TRAITS), rng.sample(JOBS, 2)
     while True:

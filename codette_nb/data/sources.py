@@ -34,10 +34,12 @@ def family(
     check: Callable,    # (record, about) -> None, raises AssertionError
     held_out=False,     # True keeps the whole family out of training
 ):
-    "Register the decorated `(rng, about) -> Record` as a family."
+    "Register the decorated `(rng, about) -> Record` as a family; raises `ValueError` if another module has one of that name."
     one_of(source, list(SOURCES), 'source')
     def register(make):
         name = f'{category}.{make.__name__}'
+        modules = {check.__module__, FAMILIES[name].check.__module__} if name in FAMILIES else set()
+        if len(modules - {'__main__'}) > 1: raise ValueError(f"two families are called {name}, in {' and '.join(sorted(modules))}") # a cell that runs again may replace one
         def stamped(rng, about):
             r = replace(make(rng, about), source=source, category=category, family=name)
             return replace(r, group=fingerprint(render(r)))
