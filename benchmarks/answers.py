@@ -1,6 +1,6 @@
 """What small models trained on the mix answer to held-out questions, marked by program, beside a control.
 
-    python benchmarks/answers.py [--models nano:5 mini:20] [--questions 50] [--runs FOLDER] [--json answers.json]
+    python benchmarks/answers.py [--models nano:8] [--questions 40] [--samples 20000] [--runs FOLDER] [--json answers.json]
 
 For each SIZE:MINUTES one `codette quick-train`, unless FOLDER holds its run already; then `codette eval --answers`: exact match of
 computed results, tool calls that are valid and right, statements about itself that its configuration bears out. Right answers stand
@@ -24,9 +24,9 @@ def measure(size, minutes, questions, folder, samples):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--models', nargs='+', default=['nano:5', 'mini:20'], metavar='SIZE:MINUTES', help='(default: nano:5 mini:20)')
-    parser.add_argument('--questions', type=int, default=50, help='of each set and source (default: %(default)s)')
-    parser.add_argument('--samples', type=int, default=5000, help='generated training records (default: %(default)s)')
+    parser.add_argument('--models', nargs='+', default=['nano:8'], metavar='SIZE:MINUTES', help='several are compared; mini wants a GPU (default: nano:8)')
+    parser.add_argument('--questions', type=int, default=40, help='of each set and source (default: %(default)s)')
+    parser.add_argument('--samples', type=int, default=20000, help='generated training records (default: %(default)s)')
     parser.add_argument('--runs', type=Path, default=None, help='folder to keep the runs in (default: a temporary one)')
     parser.add_argument('--json', type=Path, default=Path(__file__).with_suffix('.json'), help='where the figures go (default: beside this file)')
     args = parser.parse_args()
