@@ -22,15 +22,22 @@ def loss_improvement(
 
 # %% ../../nbs/30_train.score.ipynb #score08b
 def unigram_entropy(
-    tokens,          # token ids of the training split, a flat integer array
-    vocab_size: int, # pieces
-) -> float:          # nats per token
-    "Entropy of single tokens; raises `ValueError` if there is none to explain."
-    n = np.bincount(np.asarray(tokens), minlength=vocab_size)
-    p = n[n > 0]/n.sum()
-    h = float(-(p*np.log(p)).sum())
-    if h <= 0: raise ValueError("all tokens are the same: there is nothing to learn")
-    return h
+    tokens,           # token ids of the training split, a flat integer array
+    vocab_size: int,  # pieces
+    held_out=None,    # token ids that are measured, negative ones left out; None for the training split's own
+    skip: int|None=None, # a token that is never predicted, as <bos>
+) -> float:           # nats per token
+    "What the frequencies of single tokens cost; raises `ValueError` if there is nothing to explain."
+    n = np.bincount(np.asarray(tokens).ravel(), minlength=vocab_size).astype(float)
+    if skip is not None: n[skip] = 0
+    if held_out is not None:
+        y = np.asarray(held_out).ravel()
+        m, n = np.bincount(y[y >= 0], minlength=vocab_size), n + (np.arange(vocab_size) != skip)
+        if skip is not None: m[skip] = 0
+    else: m = n
+    if (m > 0).sum() < 2: raise ValueError("all tokens are the same: there is nothing to learn")
+    seen = m > 0
+    return float(-(m[seen]*np.log(n[seen]/n.sum())).sum()/m.sum())
 
 # %% ../../nbs/30_train.score.ipynb #score10
 def progress(
@@ -76,12 +83,19 @@ class ScoreListener:
     def __call__(self, e: dict):
         kind = e['event']
         if kind == 'start': self.unigram = e['unigram_entropy']
-        if kind in ('start', 'plan'): self.steps = e['steps']
+        if kind in ('start', 'plan') or e.get('command') == 'steps': self.steps = e['steps']
         elif kind == 'step': self.norm = e['grad_norm']
         elif kind == 'eval': self.loss = e['loss']
         if kind in ('step', 'eval'):
             s = Score(loss_improvement(self.loss, self.unigram), progress(e['step'], self.steps), gradient(self.norm, self.clip))
             self.emit(dict(event='score', step=e['step'], score=s.value, **vars(s)))
 
-    def state(self) -> dict: return dict(loss=self.loss if math.isfinite(self.loss) else None, norm=self.norm)
-    def load_state(self, s: dict): self.loss, self.norm = math.inf if s['loss'] is None else s['loss'], s['norm']
+    def state(self) -> dict:
+        "What a resumed run needs, as plain JSON."
+        return dict(loss=self.loss if math.isfinite(self.loss) else None, norm=self.norm)
+
+    def load_state(self,
+        s: dict, # from `state`
+    ):
+        "Go on from there."
+        self.loss, self.norm = math.inf if s['loss'] is None else s['loss'], s['norm']
