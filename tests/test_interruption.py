@@ -147,7 +147,7 @@ def test_no_room_while_saving(whole, tmp_path):
     assert code == 0, err
     same_end(run, whole)
 
-@pytest.mark.parametrize('name', ['save_tokenizer', 'save_file', 'write_json'])
+@pytest.mark.parametrize('name', ['save_tokenizer', 'write_tensors', 'write_json'])
 def test_full_disk(monkeypatch, tmp_path, name):
     "Whatever part of a checkpoint finds the disk full, the checkpoint before stays."
     import codette_nb.train.checkpoint as checkpoint
