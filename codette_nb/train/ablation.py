@@ -27,18 +27,17 @@ class ShuffledTargets(TextDataset):
         self.targets = tokens[tokens != self.tokenizer.bos_id]
         self.shuffled = lru_cache(2)(lambda epoch: np.random.default_rng([self.seed, epoch]).permutation(self.targets))
 
-    def batch(self,
+    def batch_and_tokens(self,
         epoch: int, # from 0
         index,      # numbers of windows in that epoch
-        **kw,       # passed on
     ):
-        "Inputs and targets, each int64 of shape (B, T); targets are −100 where they do not count."
-        x, y = super().batch(epoch, index, **kw)
+        "Inputs and targets, each int64 of shape (B, T), and how many tokens of each source (S,) are in them."
+        x, y, tokens = super().batch_and_tokens(epoch, index)
         order = self.shuffled(epoch)
         for row, i in zip(y, index):
             at = i*self.context + np.arange(len(row))
             row[:] = np.where(row >= 0, order[at % len(order)], -100)
-        return x, y
+        return x, y, tokens
 
 # %% ../../nbs/36_train.ablation.ipynb #9d0fff17
 def freeze(
@@ -74,10 +73,12 @@ def ablate(
 ):                               # `Ablation`
     "The same run four times: as it is, and with each of three things taken away."
     train, config = list(train), replace(config, patience=0, sample_every=0)
-    data = {'shuffled targets': ShuffledTargets(train, tokenizer, model.context_length, config.seed), 'repeated text': repeat(train, few)}
+    shuffled = ShuffledTargets(train, tokenizer, model.context_length, config.seed)
+    data = {'shuffled targets': shuffled, 'repeated text': repeat(train, few)}
     for name in CONTROLS:
         set_seed(config.seed)
-        trainer = CodetteTrainer(CustomTransformer(model), tokenizer, data.get(name, train), eval, config, Path(out)/name.replace(' ', '-'), force)
+        folder = Path(out)/name.replace(' ', '-')
+        trainer = CodetteTrainer(CustomTransformer(model), tokenizer, data.get(name, train), eval, config, folder, force)
         if name == 'frozen model': freeze(trainer)
         trainer.fit(quiet=quiet)
     return Ablation.read(out)
