@@ -128,7 +128,8 @@ class Snapshot:
     ) -> bool:
         "Whether they are still what was copied, to the bit."
         if self.kept.keys() != tensors.keys() or self.missing(tensors): return False
-        bits = lambda t: t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64} # −0 is not 0, and no NaN is another
+        bits = lambda t: t.detach().cpu().contiguous().reshape(-1).view(whole[t.element_size()])
         return all(torch.equal(bits(self.kept[k]), bits(t)) for k, t in tensors.items())
 
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-free
@@ -178,7 +179,7 @@ def prune(
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-saver-in
 def _give_way():
     # the training threads come first where the system can order threads of one process (Linux)
-    if sys.platform == 'linux': os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    if sys.platform == 'linux': os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 LITTLE = 64 << 20 # bytes for which nobody is asked
 
@@ -297,8 +298,9 @@ def check_checkpoint(
 
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-best
 def latest_checkpoint(
-    run, # run folder
-) -> Path:
+    run,         # run folder
+    begin=False, # True: a run that was never saved has None, to be begun again; a damaged one is still an error
+) -> Path|None:
     "The newest whole `checkpoints/step-N` of a run; a damaged one is passed over with a word on the error stream. Raises `CodetteError` if there is none."
     steps = sorted((p for p in Path(run, 'checkpoints').glob('step-*') if p.name[5:].isdigit()), key=lambda p: -int(p.name[5:]))
     bad = []
@@ -307,6 +309,7 @@ def latest_checkpoint(
         except CodetteError as e: bad.append(str(e)); continue
         for b in bad: print(f'{b}; {p.name} is taken instead', file=sys.stderr)
         return p
+    if begin and not bad and (Path(run)/'config.json').is_file(): return None
     raise CodetteError(f"{run} has no checkpoint to resume from: {'; '.join(bad) or f'it was never saved, so start it again with --force'}")
 
 def find_checkpoint(
