@@ -195,8 +195,8 @@ class _Thread:
     # what a `Saver` does beside its caller's back
     def _copy(self, weights, tensors):
         # copies of both, and why they could not be made
-        busy = any(not s.future.done() for s in self._pending)
-        shared = busy and not (tensors and not self._with_tensors.future.done()) and self._weights.same(weights)
+        busy = [s for s in self._pending if not s.future.done()]
+        shared = busy and not (tensors and self._with_tensors in busy) and self._weights.same(weights)
         if not shared: self.wait()
         need = self._weights.missing(weights) + self._tensors.missing(tensors or self._tensors.kept)
         note = '' if self.background else _short_of(need)
@@ -218,7 +218,7 @@ class _Thread:
         # what went wrong in saves that have ended
         ended = [s for s in self._pending if s.future.done()]
         error = next((s.future.exception() for s in ended if s.future.exception()), None)
-        if error: futures.wait([s.future for s in self._pending]); self._pending, self._failed = [], False; raise error
+        if error: self.settle(); self._pending, self._failed = [], False; raise error
         self._pending = [s for s in self._pending if s not in ended]
 
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-saver
@@ -258,12 +258,16 @@ class Saver(_Thread):
 
     def wait(self):
         "Return when everything is on disk; raises what went wrong."
-        futures.wait([s.future for s in self._pending])
+        self.settle()
         self._raise()
+
+    def settle(self):
+        "Return when nothing is being written any more; what went wrong is raised later."
+        futures.wait([s.future for s in self._pending])
 
     def __enter__(self): return self
     def __exit__(self, kind, *_):
-        futures.wait([s.future for s in self._pending]) # an error on its way out is not covered by one of the thread
+        self.settle() # an error on its way out is not covered by one of the thread
         try:
             if kind is None: self._raise()
         finally: self._pool.shutdown()
