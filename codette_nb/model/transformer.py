@@ -196,8 +196,8 @@ class CustomTransformer(nn.Module):
     def num_parameters(self) -> int: return sum(p.numel() for p in self.parameters())
 
     def compile_layers(self):
-        "Translate the layers for training, at the first step; the weights keep their names."
-        self._layer = torch.compile(TransformerLayer.__call__)
+        "Translate the layers for training, at the first step; the weights keep their names. Each shape by itself, so that a resumed run gets the same bits."
+        self._layer = torch.compile(TransformerLayer.__call__, dynamic=False)
 
     def _layers(self, x_btc, cache):
         learning = self.training and torch.is_grad_enabled()

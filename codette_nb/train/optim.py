@@ -104,6 +104,7 @@ class Optimizer:
         muon_lr=.02,       # highest rate of Muon
         weight_decay=.01,  # share of a matrix that is taken off in a step, times the rate
         betas=(.9, .95),   # AdamW's averaging of gradients and of their squares
+        passes=5,          # of Muon's polynomial
     ):
         one_of(name, OPTIMIZERS, 'optimizer')
         self.params = dict(model.named_parameters())
@@ -113,7 +114,7 @@ class Optimizer:
         groups = [dict(params=[self.params[k] for k in rest if (k in matrix) == m], weight_decay=weight_decay if m else 0.) for m in (True, False)]
         self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
         if muon:
-            self.optimizers.append(Muon([self.params[k] for k in sorted(muon)], muon_lr, weight_decay))
+            self.optimizers.append(Muon([self.params[k] for k in sorted(muon)], muon_lr, weight_decay, passes=passes))
         for g in self.groups: g['highest'] = g['lr']
 
     @property
