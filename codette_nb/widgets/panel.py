@@ -289,6 +289,7 @@ class Panel:
         self.picture, self._kept, self._cost = None, 0., .5 # PNG; when it was drawn; what it took, a guess at first
         self.view, self.notes, self.sample, self.pulse = _html(), _html(), _html(), _html()
         _wire(self.top, self.hand, run)
+        self.lost = getattr(run, 'lost', self.lost)
         run.show, run.freeze = self.show, self.freeze
         self.paint()
 
