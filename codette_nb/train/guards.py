@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENOUGH_EPOCHS', 'EarlyStopping', 'Deadline', 'Gap', 'worth', 'Repeats', 'Spikes', 'Verdict', 'Late', 'ZeroGradient',
            'folder_bytes', 'short_of_space', 'Extraction', 'reproduced', 'draw', 'find_span', 'by_chance', 'Leak',
-           'Canary', 'canaries', 'canary_records', 'exposure']
+           'Canary', 'canaries', 'canary_records', 'exposure', 'Judging', 'Guards', 'checkpoint_bytes']
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-imports
 import math, random, shutil
@@ -19,6 +19,7 @@ from ..core import CodetteError, human_bytes, require_space
 from ..data.records import Record
 from ..data.shards import Shards
 from .checkpoint import BEST, load_weights
+from .optim import optimizer_state
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-early
 class EarlyStopping:
@@ -394,3 +395,107 @@ def exposure(
         rank = 1 + int((nats[1:] <= nats[0]).sum())
         out.append(dict(name=c.name, times=c.times, rank=rank, exposure=math.log2(len(nats)) - math.log2(rank)))
     return out
+
+# %% ../../nbs/32c_train.guards.ipynb #gd-judge
+class Judging:
+    "What the loop asks of the guards at each step."
+    def judge(self,
+        step: int, # that would be taken, from 1
+        loss,      # of it, a tensor or a number
+        norm,      # of its gradient before clipping
+    ) -> str|None:
+        "Why the run is broken; None if it may go on. On a GPU the answer is about the step before, except where a line of the log is due."
+        c, due = self.trainer.config, step % self.trainer.config.log_every == 0 or step == self.trainer.total_steps
+        values = self.late(loss, norm)
+        wrong = self.verdict(*values) if values else None
+        if not wrong and due: wrong = self.settle()
+        if due and not wrong and not c.low_memory: self._tell('zero_gradient', self.zero(self.trainer.model.named_parameters()))
+        if wrong: self.trainer.warn(*wrong); return wrong[1]
+
+    def settle(self) -> tuple|None: # kind and sentence
+        "The verdict that is outstanding, on a GPU."
+        values = self.late.now()
+        return self.verdict(*values) if values else None
+
+    def passes_over(self,
+        cursor: dict, # where the sampler stands before a step
+    ) -> bool:
+        "Whether the batch at this place broke the run before."
+        at = [cursor['epoch'], cursor['position']]
+        if at in self.skip: return True
+        self._reading.append(at)
+        return False
+
+    def _on_rollback(self, e): # the detectors are those of the checkpoint again; what was learnt of the batches stays
+        self.late.now()
+        self.skip += [at for at in self._reading if at not in self.skip]
+        self._reading.clear()
+
+# %% ../../nbs/32c_train.guards.ipynb #gd-guards
+class Guards(Judging):
+    "Feeds the detectors from a trainer's events, and tells the trainer what they say."
+    def __init__(self,
+        trainer, # `CodetteTrainer`: `warn`, `ask`, `stop`, `held_out_loss`
+        leak_every=10, # evaluations between tests for text learnt by heart; the last one is always tested
+        every=10,      # evaluations before a warning of one kind is repeated
+    ):
+        self.trainer, self.leak_every, self.every = trainer, leak_every, every
+        self.gap, self.repeats, self.zero, self.late, self.leak = Gap(), Repeats(), ZeroGradient(), Late(), None
+        self.verdict = Verdict(trainer.held_out_loss, Spikes(ceiling=2*math.log(trainer.model.config.vocab_size)))
+        self.stopping = EarlyStopping(lambda why: trainer.stop(why, 'early'), trainer.config.patience)
+        self.evals, self.told, self.skip = 0, {}, []
+        self._reading = deque(maxlen=2 + (trainer.config.device != 'cpu'))   # where the last steps began to read
+
+    def __call__(self, e: dict): getattr(self, f"_on_{e['event']}", lambda e: None)(e)
+
+    def _tell(self, kind, message):
+        if not message or self.evals < self.told.get(kind, -self.every) + self.every: return
+        self.told[kind] = self.evals
+        self.trainer.warn(kind, message)
+
+    def _on_start(self, e):
+        c = self.trainer.config
+        if e['step'] == 0 and c.max_rollbacks and not c.low_memory: self.trainer.ask('checkpoint')
+
+    def _on_step(self, e): self.gap.train(e['loss'])
+    def _on_control(self, e):
+        if e['command'] == 'weights': self.gap = Gap(); self.verdict.spikes.restart()   # another text, other losses
+
+    def state(self) -> dict:
+        parts = {k: getattr(self, k).state() for k in ('gap', 'repeats', 'zero', 'verdict', 'stopping')}
+        return parts | dict(evals=self.evals, told=self.told, skip=self.skip)
+
+    def load_state(self, s: dict):
+        for k in ('gap', 'repeats', 'zero', 'verdict', 'stopping'): getattr(self, k).load_state(s[k])
+        self.evals, self.told, self.skip = s['evals'], dict(s['told']), [*s['skip']]
+
+# %% ../../nbs/32c_train.guards.ipynb #gd-events
+def checkpoint_bytes(
+    model,     # `CustomTransformer`
+    optimizer, # `Optimizer`; its state is saved for resuming
+) -> tuple:    # bytes of a checkpoint to resume from, and of the best model
+    "How much room the next checkpoints need."
+    n_bytes = lambda tensors: sum(t.numel()*t.element_size() for t in tensors)
+    weights = n_bytes(model.parameters())
+    return weights + n_bytes(optimizer_state(optimizer).values()), weights
+
+def _on_eval(self, e):
+    t = self.trainer
+    self.evals += 1
+    self.verdict.last = e['loss'] if math.isfinite(e['loss']) else None
+    self._tell('gap', self.gap.held_out(e['loss']))
+    if said := self.repeats(t.batches.seen()): t.warn('repeats', said)
+    if self.evals % self.leak_every == 0 or e['step'] >= t.total_steps:
+        if not self.leak:
+            self.leak = Leak(t.train_set.shards, next(iter(t.eval_sets.values())).shards, t.model.config.context_length)
+        self._tell('leak', self.leak(t.model))
+    if t.config.patience: self.stopping(e)
+
+def _on_checkpoint(self, e):
+    if not e['best']: self._tell('disk', short_of_space(self.trainer.out, *checkpoint_bytes(self.trainer.model, self.trainer.optimizer)))
+
+def _on_stop(self, e):
+    best = self.trainer.out/'checkpoints'/BEST
+    if e['reason'] == 'early' and best.is_dir(): load_weights(best, self.trainer.model)
+
+Guards._on_eval, Guards._on_checkpoint, Guards._on_stop = _on_eval, _on_checkpoint, _on_stop
