@@ -22,10 +22,13 @@ class TrainingConfig:
     lr: float = 1e-4              # highest learning rate of AdamW
     muon_lr: float = 0.02         # highest learning rate of Muon
     muon_passes: int = 5          # of the polynomial that makes Muon's steps orthogonal
+    momentum: float = 0.95        # share of the old direction that Muon keeps; 0.9 suits runs of a few hundred steps
+    beta2: float = 0.95           # share of the old mean square that AdamW keeps
     weight_decay: float = 0.01    # share of a matrix taken off in a step, times the rate
     warmup_steps: int = 100       # steps of rising rate, at most a tenth of the run
     schedule: str = 'cosine'      # 'cosine', 'wsd' or 'constant'
     decay: float = 0.5            # 'wsd': share of the run in which the rate falls
+    floor: float = 0.1            # the last rate as a share of the highest
     batch_ramp: float = 0.0       # share of the run in which the batch grows from a quarter; 0 for none
     length_ramp: float = 0.0      # share of the run in which windows grow from a quarter of the context; 0 for none
     zero_init: bool = False       # True: a new model's projections into the stream start at zero
@@ -74,7 +77,8 @@ class TrainingConfig:
         number = lambda k: isinstance(getattr(self, k), (int, float)) and not isinstance(getattr(self, k), bool) and math.isfinite(getattr(self, k))
         bad += [f"{k} is {getattr(self, k)!r}: it must be a number above 0" for k in ('lr', 'muon_lr', 'max_grad_norm') if not (number(k) and getattr(self, k) > 0)]
         bad += [f"weight_decay is {self.weight_decay!r}: it must be a number of at least 0" for k in ('weight_decay',) if not (number(k) and self.weight_decay >= 0)]
-        bad += [f"{k} is {getattr(self, k)!r}: it must be a number from 0 to 1" for k in ('decay', 'batch_ramp', 'length_ramp') if not (number(k) and 0 <= getattr(self, k) <= 1)]
+        bad += [f"{k} is {getattr(self, k)!r}: it must be a number from 0 to 1" for k in ('decay', 'floor', 'batch_ramp', 'length_ramp') if not (number(k) and 0 <= getattr(self, k) <= 1)]
+        bad += [f"{k} is {getattr(self, k)!r}: it must be a number of at least 0 and below 1" for k in ('momentum', 'beta2') if not (number(k) and 0 <= getattr(self, k) < 1)]
         bad += [f"{k} is {getattr(self, k)!r}: it must be True or False" for k in ('zero_init', 'checkpointing', 'low_memory') if not isinstance(getattr(self, k), bool)]
         bad += [f"{k} is {getattr(self, k)!r}: choose one of {', '.join(v)}" for k, v in CHOICES.items() if getattr(self, k) not in v]
         if self.low_memory and self.grad_accum != 1: bad.append(f"grad_accum is {self.grad_accum!r}: with low_memory it must be 1, because each gradient is used and dropped at once")

@@ -105,6 +105,7 @@ class Optimizer:
         weight_decay=.01,  # share of a matrix that is taken off in a step, times the rate
         betas=(.9, .95),   # AdamW's averaging of gradients and of their squares
         passes=5,          # of Muon's polynomial
+        momentum=.95,      # share of the old direction that Muon keeps
     ):
         one_of(name, OPTIMIZERS, 'optimizer')
         self.params = dict(model.named_parameters())
@@ -114,7 +115,7 @@ class Optimizer:
         groups = [dict(params=[self.params[k] for k in rest if (k in matrix) == m], weight_decay=weight_decay if m else 0.) for m in (True, False)]
         self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
         if muon:
-            self.optimizers.append(Muon([self.params[k] for k in sorted(muon)], muon_lr, weight_decay, passes=passes))
+            self.optimizers.append(Muon([self.params[k] for k in sorted(muon)], muon_lr, weight_decay, momentum, passes))
         for g in self.groups: g['highest'] = g['lr']
 
     @property
