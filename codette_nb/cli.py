@@ -12,7 +12,7 @@ from . import __version__
 from .core import CodetteError, text_table
 
 # %% ../nbs/91_cli.ipynb #cli-parser
-SIZES = 'nano', 'micro', 'mini', 'small', 'medium', 'large'
+SIZES = 'nano', 'micro', 'mini', 'small', 'medium', 'large', 'xlarge'
 
 def _command(sub, name, help, example, func):
     p = sub.add_parser(name, help=help, description=help, epilog=f'example:\n  {example}', formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     p = _command(sub, 'quick-train', 'Text, tokenizer, model, GGUF file and report within the minutes given.',
                  'codette quick-train --minutes 5 --data notes/:2', quick)
     p.add_argument('--minutes', type=float, default=5., help='for everything (default: %(default)s)')
-    p.add_argument('--size', default='auto', help='auto, nano, micro or mini (default: %(default)s)')
+    p.add_argument('--size', default='auto', help='auto takes the best for the time, as codette plan finds it; or a preset, or layers x width as in 6x384 (default: %(default)s)')
     _run_options(p, 'runs/quick'); _export_options(p); _output_options(p)
 
     p = _command(sub, 'train', 'Train a model of a given size for a given number of steps, or go on with a run.',
@@ -104,10 +104,12 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--device', default='cpu', help='auto, cpu, cuda or mps (default: %(default)s)')
     _output_options(p)
 
-    p = _command(sub, 'plan', 'What a size needs, or what fits into some minutes here.',
-                 'codette plan --size medium\n  codette plan --minutes 30', plan)
-    p.add_argument('--size', default=None, help=f"{', '.join(SIZES)} (default: all)")
-    p.add_argument('--minutes', type=float, default=None, help='time a few steps here and plan a run of this length')
+    p = _command(sub, 'plan', 'What a size needs; or, after timing a few real steps here, what is best in so many minutes: size, tokens, batch, end, memory, loss to expect.',
+                 'codette plan --minutes 30\n  codette plan --minutes 30 --data notes/\n  codette plan --size medium', plan)
+    p.add_argument('--size', default=None, help=f"{', '.join(SIZES)}, or with --minutes also layers x width as in 6x384 (default: all)")
+    p.add_argument('--minutes', type=float, default=None, help='what quick-train would do with so much time; takes about a twentieth of it')
+    p.add_argument('--data', action='append', default=[], metavar='PATH[:WEIGHT]', help="your own text, as for quick-train (default: Python's documentation)")
+    p.add_argument('--samples', type=int, default=5000, metavar='N', help='generated training records (default: %(default)s)')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps (default: %(default)s)')
     _output_options(p)
 
@@ -227,8 +229,8 @@ def plan(
     "`codette plan`."
     from codette_nb.core import one_of
     if args.minutes is not None:
-        from codette_nb.train.plan import make_plan
-        p = make_plan(args.minutes, args.size or 'auto', args.device)
+        from codette_nb.pipeline import plan_run
+        p = plan_run(args.minutes, args.size or 'auto', args.device, _sources(args), args.samples)
         return _print_json(p.to_dict()) if args.json else print(p)
     from codette_nb.model.config import PRESETS, Sizes
     sizes = Sizes({k: PRESETS[one_of(k, list(PRESETS), 'size')] for k in ([args.size] if args.size else PRESETS)})

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Recipe', 'read_data', 'make_mixer', 'open_part', 'build_split', 'data_sha256', 'build_tokenizer', 'training_set',
            'new_run', 'run_split', 'open_run', 'export_run', 'finish_run', 'measure_run', 'ask_run', 'Interrupted',
-           'fit_run', 'next_steps', 'quick_train', 'make_recipe', 'train_run', 'resume_run', 'main']
+           'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan', 'quick_train', 'make_recipe', 'train_run',
+           'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
 import hashlib, json, os, platform, shlex, sys, time
@@ -13,8 +14,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from .core import CodetteError, detect_device, human_bytes, human_time, one_of, read_json, set_seed, write_json
-from .data.corpora import python_docs, read_corpus
+from .core import CodetteError, check_device, detect_device, human_bytes, human_time, one_of, read_json, set_seed, write_json
+from .data.corpora import open_corpus, python_docs, read_corpus
 from .data.mixer import Mixer, Mixing, Split
 from .data.packing import TextDataset
 from .data.prepare import records_of
@@ -23,7 +24,7 @@ from .data.shards import Shards
 from .data.sources import SOURCES
 from .data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from .evaluate.answers import Answers, ask_all
-from .evaluate.metrics import Comparison, compare, memorisation
+from .evaluate.metrics import Comparison, NgramModel, compare, evaluate, memorisation, xz_bits_per_byte
 from .evaluate.report import Report, ollama_name, read_report, write_model_card, write_report
 from .model.config import TransformerConfig, num_parameters, preset
 from .model.transformer import CustomTransformer
@@ -32,8 +33,11 @@ from .quantize.gguf import GGUFConverter
 from .quantize.ollama import write_modelfile
 from .quantize.verify import sample_texts, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
-from .train.plan import LAPTOP, Plan, about_model, check_memory, make_plan
-from .train.trainer import CodetteTrainer, Deadline, TrainingConfig, check_out
+from .train.config import TrainingConfig
+from .train.guards import Deadline
+from .train.plan import LAPTOP, Chores, LittleText, PeakMemory, Plan, about_model, check_memory, check_request, make_plan
+from .train.probe import settle
+from .train.trainer import CodetteTrainer, check_out
 
 # %% ../nbs/90_pipeline.ipynb #pi-recipe
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, d: dict):
         "The recipe in a run's `config.json`; raises `CodetteError` if it is none."
-        try: return cls(**d | dict(model=TransformerConfig(**d['model']), training=TrainingConfig(**d['training']), mixing=Mixing.from_dict(d['mixing'])))
+        try: return cls(**d | dict(model=TransformerConfig(**d['model']), training=TrainingConfig.from_dict(d['training']), mixing=Mixing.from_dict(d['mixing'])))
         except (TypeError, KeyError) as e: raise CodetteError(f"config.json holds no recipe of this version: {e}") from e
 
 # %% ../nbs/90_pipeline.ipynb #pi-data
@@ -164,13 +168,15 @@ def new_run(
     if not force:
         check_out(out)
         if (Path(out)/'README.md').exists(): raise CodetteError(f"{out} holds a README.md, which the model card would replace: give another folder")
-    recipe = replace(recipe, training=CodetteTrainer.on_device(recipe.training))
+    training, choice = settle(recipe.training, recipe.model)
+    recipe = replace(recipe, training=training)
     split = build_split(recipe, quiet) # what `force` deletes is deleted by the trainer, when nothing can be wrong with the input any more
     tokenizer = build_tokenizer(recipe, split)
     set_seed(recipe.mixing.seed)
     meta = dict(recipe=asdict(recipe), data_sha256=data_sha256(split), python=platform.python_version(),
                 skipped=split.skipped, plan=plan.to_dict() if plan else None)
-    trainer = CodetteTrainer(CustomTransformer(recipe.model), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, out, force, meta=meta)
+    trainer = CodetteTrainer(CustomTransformer(recipe.model), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, out, force,
+                             meta=meta, choice=plan.choice if plan else choice)
     trainer.sample_prompt = _sample_prompt(split)
     return trainer, split
 
@@ -282,7 +288,8 @@ def finish_run(
                         texts=[render(r) for r in held_out[:20]] + sample_texts(), quiet=quiet)
     times['export and verification'] = time.perf_counter() - t
     score, best_step = _last_score(run)
-    c, n = recipe.model, trainer.step*trainer.tokens_per_step
+    c, n, plan = recipe.model, trainer.tokens, read_json(run/'config.json').get('plan')
+    beside = beside_plan(plan, times, n, getattr(trainer, 'peak_memory', 0), measured.to_dict()) if plan else None
     write_report(run, dict(
         model=dict(name=recipe.name, size=recipe.size, parameters=num_parameters(c), layers=c.num_layers, heads=c.num_heads, width=c.hidden_size,
                    context=c.context_length, vocabulary=c.vocab_size, tokenizer=tokenizer.kind),
@@ -290,7 +297,7 @@ def finish_run(
                                    prose='' if recipe.data or not recipe.prose else 'the documentation of Python'),
         training=dict(steps=trainer.step, seconds=trainer.elapsed, tokens=n, tokens_per_second=n/max(trainer.elapsed, 1e-9), best_step=best_step,
                       device=trainer.config.device, dtype=trainer.config.dtype, seed=recipe.mixing.seed, stopped=reason),
-        held_out=measured.to_dict(), score=score, memorisation=kept.to_dict() if kept else None, exports=[export],
+        held_out=measured.to_dict(), plan=beside, score=score, memorisation=kept.to_dict() if kept else None, exports=[export],
         sizes={p.name: p.stat().st_size for p in [run/export['file'], find_checkpoint(run)/'model.safetensors']},
         times=times, versions={k: _version(k) for k in ('codette_nb', 'torch', 'gguf', 'xllamacpp', 'sentencepiece')}))
     report = read_report(run)
@@ -332,7 +339,8 @@ def fit_run(
     quiet=False,             # True prints nothing
 ) -> str: # why it ended
     "Train to the end of a run; raises `Interrupted` after Ctrl-C."
-    reason = trainer.fit(quiet)['reason']
+    with PeakMemory(trainer.config.device) as peak: reason = trainer.fit(quiet)['reason']
+    trainer.peak_memory = peak.bytes
     if reason == 'interrupted':
         raise Interrupted(f"stopped at step {trainer.step} of {trainer.total_steps}: the model so far is saved in {trainer.out}; "
                           f"go on with 'codette train --resume --out {trainer.out}' or use it as it is with 'codette export {trainer.out}'")
@@ -346,10 +354,66 @@ def next_steps(
     run, modelfile, name = shlex.quote(str(run)), shlex.quote(str(Path(run)/'Modelfile')), ollama_name(name)
     return f"codette chat {run}\nollama create {name} -f {modelfile} && ollama run {name}"
 
+# %% ../nbs/90_pipeline.ipynb #pi-chores
+def chores_of(
+    text: LittleText, # a little of what will be read
+    samples=5000,     # generated records of the run
+    held_out=.1,      # share of text that is measured on
+) -> Chores:
+    "What a run does beside training, from doing a little of it."
+    tokenizer, train, _ = text.windows(replace(preset('nano'), vocab_size=2048))
+    records = text.split.train
+    some, past = '\n'.join(map(render, records[::10])), '\n'.join(map(render, records))
+    def seconds(f):
+        t = time.perf_counter()
+        f()
+        return time.perf_counter() - t
+    trigram = NgramModel(2048, 3)
+    a_byte = seconds(lambda: trigram.fit(tokenizer.document(records)))/len(past)
+    held_byte = seconds(lambda: evaluate(trigram, tokenizer, records[::10]))/len(some)
+    xz = seconds(lambda: xz_bits_per_byte(some, past))/len(past + some)
+    # as many unseen families are held out as unseen records, and xz reads the training text once for each of these sets
+    read, measured = text.bytes_of(samples), held_out*(2*samples*text.record_bytes + text.own_bytes)
+    tokens = measured/train.shards.num_bytes*train.num_tokens
+    return Chores(after=read*(a_byte + 2*xz) + measured*(held_byte + 2*xz), measured=int(1.5*tokens + 200*100)) # windows overlap; 200 extracts
+
+def plan_run(
+    minutes=5.,     # for everything
+    size='auto',    # 'auto', a preset, or layers x width as in '6x384'
+    device='auto',  # 'auto', 'cpu', 'cuda' or 'mps'
+    data=(),        # (path, weight) of the user's own text; none: Python's documentation
+    samples=5000,   # generated training records
+    seed=0,         # of data and training
+    **changes,      # fields of `TrainingConfig`, or `vocab_size`
+) -> Plan:
+    "What `quick_train` would do with the same arguments; raises `CodetteError` on bad input."
+    begun = time.perf_counter()
+    check_request(minutes, size)
+    if samples < 0 or not (samples or data): raise CodetteError(f"samples is {samples}: there is nothing to train on, so ask for some or give --data")
+    corpora = {c.name: c.records for c in (read_corpus(path) for path, _ in data)} or None
+    text = LittleText(corpora, 200 if samples else 0, seed)
+    return make_plan(minutes, size, device, text=text, samples=samples, chores=chores_of(text, samples), begun=begun, seed=seed, **changes)
+
+# %% ../nbs/90_pipeline.ipynb #pi-outcome
+def beside_plan(
+    plan: dict,    # as it stands in the run's config.json
+    times: dict,   # part of the run → seconds
+    tokens: int,   # read
+    memory: int,   # bytes at the peak of training; 0 if unknown
+    sets: dict,    # held-out set → figures
+) -> dict:
+    "The report's section `plan`: what was planned beside what came of it."
+    out = {'minutes': dict(planned=plan['seconds']/60, outcome=sum(times.values())/60)} if 'planning' in times else {} # not where a run was resumed
+    out['tokens'] = dict(planned=plan['tokens'], outcome=tokens)
+    if memory: out['memory'] = dict(planned=plan['memory'], outcome=memory)
+    for k, (bits, error) in plan['expected'].items():
+        if k in sets: out[f'bits per byte: {k}'] = dict(planned=bits, error=error, outcome=sets[k]['bits_per_byte'])
+    return out
+
 # %% ../nbs/90_pipeline.ipynb #pi-quick
 def quick_train(
     minutes=5.,          # for everything
-    size='auto',         # 'auto', 'nano', 'micro' or 'mini'
+    size='auto',         # 'auto', a preset, or layers x width as in '6x384'
     data=(),             # (path, weight) of the user's own text; none: Python's documentation
     out='runs/quick',    # run folder
     samples=5000,        # generated training records
@@ -361,18 +425,18 @@ def quick_train(
     name='codette',      # what the model is called
     quiet=False,         # True prints nothing
     mix: dict|None=None, # other fields of `Mixing`: weights, temperature, forms …
-    **changes,           # fields of `TrainingConfig`, or `vocab_size`, `overhead`
+    **changes,           # fields of `TrainingConfig`, or `vocab_size`
 ) -> Report:
     "Train a model within the minutes given, export it, verify it, report; raises `CodetteError` on bad input."
     say = (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
     if not force: check_out(out)
     number_format(quantization)
     mixing = Mixing(samples, seed=seed, **mix or {}) # what is wrong or cannot be read is better known before anything else is done
-    texts = [read_corpus(path).name for path, _ in data]
-    for k in [*mixing.weights, *mixing.curriculum]: one_of(k, [*SOURCES, *(texts or ['prose'])], 'source')
+    own = [open_corpus(path).name for path, _ in data]
+    for k in [*mixing.weights, *mixing.curriculum]: one_of(k, [*SOURCES, *(own or ['prose'])], 'source')
     say('planning: timing a few steps here')
     t = time.perf_counter()
-    plan = make_plan(minutes, size, device, seed=seed, **changes)
+    plan = plan_run(minutes, size, device, data, samples, seed, **changes)
     times = dict(planning=time.perf_counter() - t)
     say(plan)
     recipe = Recipe(plan.model, plan.training, plan.size, name, tuple(data), mixing=mixing, strict_vocab='vocab_size' in changes)
@@ -401,7 +465,7 @@ def make_recipe(
     config = replace(config, vocab_size=config.vocab_size if vocab is None else vocab, context_length=own_context if context is None else context)
     settings = dict(max_steps=steps, batch_size=own_batch if batch is None else batch, device=device, seed=seed) | changes
     training = (TrainingConfig.laptop if laptop else TrainingConfig)(**settings)
-    training = CodetteTrainer.on_device(training)
+    if training.device != 'auto': check_device(training.device)
     check_memory(size, config, training, detect_device(training.device))
     if shards:
         if vocab is not None or data or Mixing(**mix or {}) != Mixing():
@@ -424,8 +488,8 @@ def train_run(
     number_format(quantization)  # a wrong name is better known now than after training
     t = time.perf_counter()
     trainer, split = new_run(recipe, out, force, quiet, plan)
-    if plan: trainer.listeners.append(Deadline(trainer, 60*plan.minutes - plan.overhead))
     times = dict(times or {}) | {'data and tokenizer': time.perf_counter() - t}
+    if plan: trainer.listeners.append(Deadline(trainer, .98*60*plan.minutes - sum(times.values()) - plan.parts['after']))
     if not quiet: print(f'{split!r}; {trainer.train_set!r}', flush=True)
     return _fit_and_finish(trainer, split, recipe, quantization, verify, times, quiet)
 

@@ -198,7 +198,7 @@ def test_command_costs_no_old_run(book, tmp_path, tiny_run):
                  ['--data', book, '--quantization', 'q9'], ['--data', book, '--context', 0]):
         command_refuses(tmp_path, train('--force', *more))
     command_refuses(tmp_path, ['quick-train', '--force', '--out', 'new', '--minutes', 0], 'minutes is 0')
-    command_refuses(tmp_path, ['quick-train', '--force', '--out', 'new', '--size', 'small'], 'auto, nano, micro, mini')
+    command_refuses(tmp_path, ['quick-train', '--force', '--out', 'new', '--size', 'smal'], 'auto, nano, micro, mini')
 
 @pytest.mark.parametrize('minutes', ['0', '-3', 'nan', 'inf', '0.01'])
 def test_command_minutes(book, tmp_path, minutes):

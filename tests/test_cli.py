@@ -181,15 +181,15 @@ def test_eval_answers(monkeypatch, tmp_path):
 
 def test_plan():
     rows = as_json(codette('plan', '--json'))
-    assert [r['size'] for r in rows] == ['nano', 'micro', 'mini', 'small', 'medium', 'large']
+    assert [r['size'] for r in rows] == ['nano', 'micro', 'mini', 'small', 'medium', 'large', 'xlarge']
     assert abs(rows[4]['parameters']/2.7e9 - 1) < .02
     code, out, err = codette('plan', '--size', 'medium')
     assert (code, err) == (0, '') and 'medium' in out and '2.71 B' in out
 
 def test_plan_of_minutes(monkeypatch):
     tiny.shrink(monkeypatch.setattr)
-    plan = as_json(codette('plan', '--minutes', 3, '--size', 'nano', '--device', 'cpu', '--json'))
-    assert plan['size'] == 'nano' and 0 < plan['seconds'] <= 180 and plan['training']['max_steps'] > 10
+    plan = as_json(codette('plan', '--minutes', 60, '--size', 'nano', '--device', 'cpu', '--json'))
+    assert plan['size'] == 'nano' and 0 < plan['seconds'] <= 3600 and plan['training']['max_steps'] > 10
 
 # data
 

@@ -18,19 +18,20 @@ def write_book(path, paragraphs=100, seed=0):
 
 def shrink(set=setattr):
     "Make `nano` tiny, measure often, and let the device be the CPU in float32 whatever a timing would say; `set` as `monkeypatch.setattr`."
-    import codette_nb.model.config as config, codette_nb.pipeline as pipeline, codette_nb.train.plan as plan, codette_nb.train.trainer as trainer
-    from codette_nb.core import Device, one_of
+    import codette_nb.model.config as config, codette_nb.pipeline as pipeline, codette_nb.train.plan as plan, codette_nb.train.probe as probe
+    from codette_nb.core import Device
+    from codette_nb.train.config import TrainingConfig
     small = config.PRESETS | {'nano': replace(config.PRESETS['nano'], hidden_size=64, num_layers=2, num_heads=2, intermediate_size=256)}
     for module in (config, plan): set(module, 'PRESETS', small)
-    class Laptop(trainer.TrainingConfig):
+    class Laptop(TrainingConfig):
         @classmethod
         def laptop(cls, **changes):
-            return trainer.TrainingConfig.laptop(**dict(eval_every=8, eval_windows=8, sample_every=0, log_every=2) | changes)
-    set(pipeline, 'TrainingConfig', Laptop)
-    real = trainer.detect_device
+            return TrainingConfig.laptop(**dict(dtype='float32', threads=1, compile='none', eval_every=8, eval_windows=8, sample_every=0, log_every=2) | changes)
+    for module in (pipeline, plan): set(module, 'TrainingConfig', Laptop)
+    real = probe.detect_device
     def detect_device(prefer='auto'):
         return Device('cpu', 'test', 'float32', 1., 1, 0) if prefer in ('auto', 'cpu') else real(prefer)
-    set(trainer, 'detect_device', detect_device)
+    for module in (probe, plan, pipeline): set(module, 'detect_device', detect_device)
 
 def codette(*argv):
     "Run the command in this process: exit code, standard output, error stream."
@@ -75,7 +76,7 @@ def finish(process, timeout=120):
 
 def events(run):
     "The metrics of a run without what a clock decides."
-    clock = 'time', 'elapsed', 'time_left', 'tokens_per_second'
+    clock = 'time', 'elapsed', 'time_left', 'tokens_per_second', 'data', 'choice'
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in open(Path(run)/'metrics.jsonl', encoding='utf-8')]
 
 def contents(folder):

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'LAWS', 'BETWEEN', 'VOCABULARIES', 'BYTES_PER_TOKEN', 'EXPECTED_OF', 'LAPTOP', 'effective_bytes', 'Law',
-           'fit_law', 'LittleText', 'Rehearsal', 'rehearse', 'bytes_per_token', 'shape', 'update_work', 'Pace',
-           'Chores', 'Option', 'check_memory', 'Planner', 'Plan', 'make_plan', 'about_model']
+           'fit_law', 'plot_law', 'LittleText', 'Rehearsal', 'rehearse', 'bytes_per_token', 'shape', 'update_work',
+           'Pace', 'Chores', 'Option', 'memory_of', 'check_memory', 'ramp_shares', 'Planner', 'Plan', 'resident',
+           'PeakMemory', 'check_request', 'make_plan', 'about_model']
 
 # %% ../../nbs/34_train.plan.ipynb #pl-imports
-import math, re, tempfile, time
+import math, re, sys, tempfile, time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from html import escape
+from pathlib import Path
 import numpy as np
+import torch
 from ..core import CodetteError, Device, detect_device, human_bytes, human_count, human_time, one_of, text_table
 from ..data.corpora import python_docs
 from ..data.mixer import Mixer, Mixing
@@ -21,9 +24,11 @@ from ..data.records import render
 from ..data.shards import Shards
 from ..data.sources import ABOUT, SOURCES
 from ..data.tokenizer import SentencePieceTokenizer
-from ..model.config import PRESETS, Memory, TransformerConfig, flops_per_token, num_parameters, training_memory
+from ..model.config import PRESETS, PROCESS, Memory, TransformerConfig, flops_per_token, num_parameters, training_memory
 from ..model.transformer import CustomTransformer
-from .trainer import CodetteTrainer, TrainingConfig, measure
+from .config import TrainingConfig
+from .probe import Choice, settle
+from .trainer import CodetteTrainer, measure
 
 # %% ../../nbs/34_train.plan.ipynb #pl-effective
 def effective_bytes(
@@ -97,31 +102,51 @@ def fit_law(
 
 # %% ../../nbs/34_train.plan.ipynb #pl-laws
 LAWS = {
-    'seen families': Law((-2.5875, -1.9825, -0.5153, 0.0543, -0.7346, 2.3096, 11.0928), (
-        (0.9463, -0.13211, 0.01046, -0.03819, 0.03403, -0.02631, -0.00172),
-        (-0.13211, 0.40556, -0.14001, -0.07808, 0.12684, -0.01297, -0.04556),
-        (0.01046, -0.14001, 0.13988, 0.00917, -0.00193, 0.01077, -0.00417),
-        (-0.03819, -0.07808, 0.00917, 0.0388, -0.03271, 0.01941, 0.17701),
-        (0.03403, 0.12684, -0.00193, -0.03271, 0.0833, -0.02705, 0.05422),
-        (-0.02631, -0.01297, 0.01077, 0.01941, -0.02705, 0.54329, 0.07181),
-        (-0.00172, -0.04556, -0.00417, 0.17701, 0.05422, 0.07181, 2.1885),), 0.0705),
-    'unseen families': Law((-0.4021, -1.0966, -1.1228, -1.0544, -0.3042, 2.908, 10.0277), (
-        (0.20547, -0.26141, 0.05822, -0.05973, 0.01439, -0.00621, 0.00429),
-        (-0.26141, 0.39435, -0.14173, 0.01402, 0.02511, 0.01051, -0.03139),
-        (0.05822, -0.14173, 0.14111, 0.00744, 0.0008, 0.0016, -0.0033),
-        (-0.05973, 0.01402, 0.00744, 0.25065, -0.06893, 0.0225, 0.54612),
-        (0.01439, 0.02511, 0.0008, -0.06893, 0.11386, -0.02443, 0.07192),
-        (-0.00621, 0.01051, 0.0016, 0.0225, -0.02443, 0.92875, 0.03233),
-        (0.00429, -0.03139, -0.0033, 0.54612, 0.07192, 0.03233, 2.03527),), 0.0471),
-    'prose': Law((-0.9759, -0.6263, -1.0644, 0.3024, -1.0193, 1.1828, 10.9034), (
-        (0.45186, -0.19871, 0.14475, -0.04271, 0.05998, -0.01228, 0.06105),
-        (-0.19871, 0.18044, -0.13164, -0.01836, 0.02783, -0.00143, 0.01484),
-        (0.14475, -0.13164, 0.10481, 0.01101, -0.01528, 0.00352, -0.01679),
-        (-0.04271, -0.01836, 0.01101, 0.02858, -0.02297, 0.01303, 0.11438),
-        (0.05998, 0.02783, -0.01528, -0.02297, 0.04742, 0.00015, 0.11619),
-        (-0.01228, -0.00143, 0.00352, 0.01303, 0.00015, 0.02852, 0.13191),
-        (0.06105, 0.01484, -0.01679, 0.11438, 0.11619, 0.13191, 2.08075),), 0.0108),
+    'seen families': Law((-2.9636, -2.0714, -0.3669, -0.0441, -0.786, 2.0757, 10.1813), (
+        (0.93988, -0.05815, 0.0261, -0.04554, 0.05171, -0.02952, 0.01214),
+        (-0.05815, 0.25649, -0.15597, -0.03109, 0.04479, 0.00484, -0.00282),
+        (0.0261, -0.15597, 0.10862, 0.02089, -0.02339, 0.0061, 0.02036),
+        (-0.04554, -0.03109, 0.02089, 0.02546, 0.00276, 0.00574, 0.13739),
+        (0.05171, 0.04479, -0.02339, 0.00276, 0.02439, -0.00675, 0.09083),
+        (-0.02952, 0.00484, 0.0061, 0.00574, -0.00675, 0.23067, 0.0043),
+        (0.01214, -0.00282, 0.02036, 0.13739, 0.09083, 0.0043, 1.06364),), 0.0694),
+    'unseen families': Law((-0.3182, -1.2544, -1.2539, -1.1329, -0.722, 2.3762, 9.1543), (
+        (0.06641, -0.09939, 0.05625, -0.07471, 0.04113, -0.01458, -0.0436),
+        (-0.09939, 0.23427, -0.15117, 0.01714, 0.00178, 0.0254, 0.00733),
+        (0.05625, -0.15117, 0.1392, 0.00646, -0.00312, 0.00036, 0.01523),
+        (-0.07471, 0.01714, 0.00646, 0.2823, -0.09066, 0.0265, 0.48125),
+        (0.04113, 0.00178, -0.00312, -0.09066, 0.10693, -0.02916, 0.07249),
+        (-0.01458, 0.0254, 0.00036, 0.0265, -0.02916, 0.76329, -0.00056),
+        (-0.0436, 0.00733, 0.01523, 0.48125, 0.07249, -0.00056, 1.62571),), 0.0521),
+    'prose': Law((-1.08, -0.9088, -1.1524, 0.4202, -1.3876, 0.7486, 10.3663), (
+        (0.72363, -0.09068, 0.04997, -0.14473, 0.13839, -0.02568, -0.05559),
+        (-0.09068, 0.2061, -0.14158, -0.03507, 0.04437, 0.0232, -0.02152),
+        (0.04997, -0.14158, 0.1306, 0.02714, -0.02627, 0.00338, 0.02981),
+        (-0.14473, -0.03507, 0.02714, 0.05008, -0.03762, 0.00944, 0.11441),
+        (0.13839, 0.04437, -0.02627, -0.03762, 0.06312, 0.00839, 0.0878),
+        (-0.02568, 0.0232, 0.00338, 0.00944, 0.00839, 0.14073, 0.10311),
+        (-0.05559, -0.02152, 0.02981, 0.11441, 0.0878, 0.10311, 1.51633),), 0.0451),
 }
+
+# %% ../../nbs/34_train.plan.ipynb #pl-plot
+def plot_law(
+    law: Law,
+    runs: list[dict], # as for `fit_law`
+    ax=None,          # matplotlib Axes to draw on; None makes one
+): # the Axes
+    "Runs as points, and what the law says of their sizes as lines."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(6, 3))[1]
+    for i, n in enumerate(sorted({r['parameters'] for r in runs})):
+        of_size = [r for r in runs if r['parameters'] == n]
+        ax.plot([r['bytes'] for r in of_size], [r['loss'] for r in of_size], 'o', color=f'C{i}', ms=4, label=human_count(n))
+        x = np.geomspace(5e5, 5e7, 50)
+        ax.plot(x, [law(n, d, max(r['unique_bytes'] for r in runs), of_size[0]['batch_bytes'])[0] for d in x], color=f'C{i}', lw=.8)
+    ax.set(xscale='log', yscale='log', xlabel='bytes read', ylabel='bits per byte')
+    ax.legend(frameon=False, fontsize=8, title='parameters', title_fontsize=8); ax.spines[['top', 'right']].set_visible(False)
+    return ax
+
+Law.plot = plot_law
 
 # %% ../../nbs/34_train.plan.ipynb #pl-mix
 class LittleText:
@@ -185,7 +210,6 @@ class Rehearsal:
     sample: float   # a sample
     save: float     # a checkpoint to resume from, or of the best model
     seconds: float  # the whole rehearsal
-    training: TrainingConfig # with everything chosen that was left open
 
 def rehearse(
     config: TransformerConfig, # shape of the model
@@ -196,7 +220,7 @@ def rehearse(
     "Make a few steps of a real run and time its parts."
     begun, steps, events = time.perf_counter(), steps + 1, []
     tokenizer, train, held_out = text.windows(config)
-    short = replace(training, max_steps=steps, log_every=1, eval_every=steps, eval_windows=4, save_every=steps, sample_every=steps, patience=0)
+    short = replace(training, max_steps=steps, log_every=1, eval_every=steps, eval_windows=4, save_every=steps, sample_every=steps, patience=0, batch_ramp=0.)
     with tempfile.TemporaryDirectory(prefix='codette-') as out:
         trainer = CodetteTrainer(CustomTransformer(config), tokenizer, train, held_out, short, out)
         trainer.listeners.append(lambda e: events.append(e | dict(clock=time.perf_counter())))
@@ -209,9 +233,8 @@ def rehearse(
     done = np.diff([0., *(e['elapsed'] for e in events if e['event'] == 'step')])
     step = float(np.median(done[1:]))
     measured = sum(r['tokens'] for e in events if e['event'] == 'eval' for r in e['sets'].values())
-    return Rehearsal(trainer.tokens_per_step, step, float(max(0, done[0] - step)), took('eval')/measured, exact, took('sample'), took('checkpoint')/2,
-                     time.perf_counter() - begun, replace(trainer.config, **{k: getattr(training, k) for k in ('max_steps', 'log_every', 'eval_every',
-                     'eval_windows', 'save_every', 'sample_every', 'patience')}))
+    return Rehearsal(trainer.tokens_per_step, step, float(max(0, done[0] - step)), took('eval', 'score')/measured, exact, took('sample'), took('checkpoint')/2,
+                     time.perf_counter() - begun)
 
 # %% ../../nbs/34_train.plan.ipynb #pl-shape
 BETWEEN = '2x128', '3x192', '6x320', '6x384', '8x448', '8x640', '16x1024', '20x1536' # sizes besides the presets that are considered
@@ -250,12 +273,13 @@ def update_work(
 
 class Pace:
     "Seconds of a step for any size and batch, from rehearsals of a few."
-    def __init__(self): self.heard = [] # (configuration, Rehearsal)
+    def __init__(self): self.heard, self.optimizer = [], 'muon' # (configuration, Rehearsal)
 
     def add(self,
         config: TransformerConfig, # what was rehearsed
-        r: Rehearsal,              # and how it went
-    ): self.heard.append((config, r))
+        r: Rehearsal,              # how it went
+        training: TrainingConfig,  # and with what
+    ): self.heard.append((config, r)); self.optimizer = training.optimizer
 
     def near(self, config) -> list:
         "Rehearsals of the size nearest to `config`, those of its own vocabulary last."
@@ -276,13 +300,13 @@ class Pace:
         if r := self.timed(config, tokens): return r.step
         near = self.near(config)
         passes = np.array([r.tokens*flops_per_token(c) for c, r in near], float)
-        update = np.array([update_work(c, r.training.optimizer) for c, r in near], float)
+        update = np.array([update_work(c, self.optimizer) for c, r in near], float)
         seconds = np.array([r.step for _, r in near])
         low, high = passes.argmin(), passes.argmax()
         rate = (seconds[high] - seconds[low])/max(1., passes[high] - passes[low])
         if passes[high] < 1.5*passes[low] or not 0 < rate*passes[high] <= seconds[high]: rate = seconds[high]/passes[high] # nothing can be told apart
         own = max(0., float(np.median((seconds - rate*passes)/update)))
-        return rate*tokens*flops_per_token(config) + own*update_work(config, near[0][1].training.optimizer)
+        return float(rate*tokens*flops_per_token(config) + own*update_work(config, self.optimizer))
 
     def other(self,
         config: TransformerConfig, # any
@@ -325,15 +349,20 @@ class Option:
     timed: bool                # whether it was rehearsed, or is estimated from another size
     memory: int                # bytes
     fits: bool                 # whether the device has them
+    fits_low: bool             # whether it would with `low_memory`
     readings: float            # of the text
     expected: dict             # held-out set → (bits per byte, standard error)
 
-    @property
-    def tokens(self) -> int: return self.steps*self.batch*self.model.context_length
+    tokens: int                # that it reads
 
 # %% ../../nbs/34_train.plan.ipynb #pl-memory
-def _memory(config, training):
-    return training_memory(config, training.batch_size*config.context_length, 2 if training.dtype == 'bfloat16' else 4)
+def memory_of(
+    config: TransformerConfig, # shape of the model
+    training: TrainingConfig,  # batch, optimizer and number format
+) -> Memory:
+    "What a run takes of the device at its peak."
+    return training_memory(config, training.batch_size*config.context_length, 2 if training.dtype == 'bfloat16' else 4,
+                           training.low_memory, training.optimizer, training.checkpointing)
 
 def check_memory(
     size: str,                 # its name, for the sentence
@@ -342,15 +371,23 @@ def check_memory(
     device: Device,            # where
 ):
     "Raise `CodetteError` if training needs more than nine tenths of the device's memory."
-    need = _memory(config, training).total
+    need = memory_of(config, training).total
     if not device.memory or need <= .9*device.memory: return
-    smaller = [k for k, c in PRESETS.items() if _memory(replace(c, context_length=config.context_length), training).total <= .9*device.memory
+    low = memory_of(config, replace(training, low_memory=True, grad_accum=1)).total
+    smaller = [k for k, c in PRESETS.items() if memory_of(replace(c, context_length=config.context_length), training).total <= .9*device.memory
                and num_parameters(c) < num_parameters(config)]
     raise CodetteError(f"{size} needs about {human_bytes(need)} to train with {training.batch_size} windows of {config.context_length} tokens, "
                        f"and this machine has {human_bytes(device.memory)}: choose a smaller size, batch or context"
-                       + (f"; {smaller[-1]} would fit" if smaller else ''))
+                       + (f"; {smaller[-1]} would fit" if smaller else '') + (f"; or set low_memory, with which it needs about {human_bytes(low)}" if low <= .9*device.memory else ''))
 
 # %% ../../nbs/34_train.plan.ipynb #pl-planner
+def ramp_shares(
+    training: TrainingConfig, # with its ramp
+) -> dict: # quarters of the full batch → share of the steps
+    "How the steps of a run are spread over batch sizes while the batch grows."
+    half = training.batch_ramp/2
+    return {q: share for q, share in ((1, half), (2, half), (4, 1 - 2*half)) if share}
+
 class Planner:
     "Weighs sizes and batches against each other."
     def __init__(self,
@@ -364,32 +401,44 @@ class Planner:
     ):
         self.minutes, self.device, self.text, self.samples, self.vocab, self.changes = minutes, device, text, samples, vocab, changes
         self.chores = replace(chores or Chores(), before=text.seconds_of(samples))
+        self.choice = None
         self.begun, self.pace, self.unique = time.perf_counter(), Pace(), text.bytes_of(samples)
         self.laws = LAWS if samples else {k: v for k, v in LAWS.items() if k == 'prose'}
 
     def training(self, config, windows, steps=500) -> TrainingConfig:
         "How a size is trained with so many windows to a step."
         changes = dict(max_steps=steps, batch_size=windows, eval_every=max(1, steps//6), save_every=max(1, steps//4), sample_every=max(1, steps//6)) | self.changes
-        return TrainingConfig.laptop(device=self.device.type, **dict(dtype=self.device.dtype) | changes)
+        found = {k: getattr(self.choice, k) for k in ('dtype', 'threads')} | dict(compile='none') if self.choice else {}
+        return TrainingConfig.laptop(device=self.device.type, **found | changes)
+
+    def settle(self, config, windows, seconds=0.):
+        "Choose number format, threads and compiling on this machine, once for all sizes and again for the one that is chosen."
+        return settle(self.training(config, windows), config, seconds)
 
     def option(self, size, config, windows) -> Option:
         "What the minutes make of one size with one batch."
-        tokens = windows*config.context_length
-        step, timed = self.pace.step(config, tokens), self.pace.timed(config, tokens) is not None
+        training = self.training(config, windows)
+        row = config.context_length*training.grad_accum # tokens of a step for each window of a batch
+        timed = self.pace.timed(config, windows*row) is not None
         left = .98*60*self.minutes - (time.perf_counter() - self.begun) - sum(self.chores.seconds(config, self.pace).values())
+        shares = ramp_shares(training)
+        step = sum(share*self.pace.step(config, max(1, windows*quarters//4)*row) for quarters, share in shares.items())
+        tokens = windows*row*sum(share*quarters/4 for quarters, share in shares.items())
         steps = self.changes.get('max_steps') or max(0, int(left/step))
         per_token = bytes_per_token(config.vocab_size)
         read = max(1, steps)*tokens*per_token
-        memory = _memory(config, self.training(config, windows)).total
+        memory = memory_of(config, training).total
         expected = {k: law(num_parameters(config), read, self.unique, tokens*per_token) for k, law in self.laws.items()}
-        return Option(size, config, windows, steps, step, timed, memory, not self.device.memory or memory <= .9*self.device.memory, read/self.unique, expected)
+        low = memory_of(config, replace(training, low_memory=True, grad_accum=1)).total
+        fits, fits_low = (not self.device.memory or m <= .9*self.device.memory for m in (memory, low))
+        return Option(size, config, windows, steps, step, timed, memory, fits, fits_low, read/self.unique, expected, round(max(1, steps)*tokens))
 
     def best(self, size) -> Option:
         "The best batch for a size; its vocabulary follows the tokens there is time for."
         config = shape(size, vocab=self.vocab or VOCABULARIES[0])
         if not self.vocab: config = shape(size, self.option(size, config, 4096//config.context_length).tokens)
         most = self.unique/bytes_per_token(config.vocab_size)/config.context_length # windows that the text fills
-        batches = [self.changes['batch_size']] if 'batch_size' in self.changes else [n//config.context_length for n in 2**np.arange(9, 17) if n >= config.context_length]
+        batches = [self.changes['batch_size']] if 'batch_size' in self.changes else [n//config.context_length for n in 2**np.arange(10, 17) if n >= max(1024, config.context_length)]
         batches = [int(n) for n in batches if n <= most] or [1]
         return min((self.option(size, config, n) for n in batches), key=lambda o: (not o.fits, o.steps < 10, self.loss(o) if o.fits and o.steps >= 10 else o.batch))
 
@@ -397,7 +446,8 @@ class Planner:
 
     def rehearse(self, o: Option, windows=None, steps=3):
         "Add a rehearsal of an option to what is known."
-        self.pace.add(o.model, rehearse(o.model, self.training(o.model, windows or o.batch), self.text, steps))
+        training = self.training(o.model, windows or o.batch)
+        self.pace.add(o.model, rehearse(o.model, training, self.text, steps), training)
 
 # %% ../../nbs/34_train.plan.ipynb #pl-plan
 @dataclass(frozen=True)
@@ -414,9 +464,10 @@ class Plan:
     unique_bytes: float        # of training text
     options: tuple             # an `Option` for each size that was considered
     made: float                # when, in seconds since 1970
+    tokens: int                # that it reads
+    process: int               # bytes of the process when the plan was made
+    choice: Choice             # number format, threads and compiling, with the timings behind them
 
-    @property
-    def tokens(self) -> int: return self.training.max_steps*self.training.batch_size*self.training.grad_accum*self.model.context_length
     @property
     def overhead(self) -> float: return sum(self.parts.values())
     @property
@@ -426,14 +477,16 @@ class Plan:
     @property
     def readings(self) -> float: return self.tokens*bytes_per_token(self.model.vocab_size)/self.unique_bytes
     @property
-    def memory(self) -> Memory: return _memory(self.model, self.training)
+    def memory(self) -> Memory:
+        found = memory_of(self.model, self.training)
+        return replace(found, process=max(found.process, self.process)) if self.device.type == 'cpu' else found
 
     def rows(self) -> dict:
         "What there is to know, for people."
         c, t = self.model, self.training
         per_step = t.batch_size*t.grad_accum*c.context_length
         day = '' if self.ends.date() == datetime.now().date() else f'{self.ends:%A} '
-        return {'device': str(self.device), 'model': f'{self.size}: {human_count(num_parameters(c))} parameters, {c.num_layers} layers × {c.hidden_size} wide',
+        return {'device': str(self.device), 'computing': str(self.choice), 'model': f'{self.size}: {human_count(num_parameters(c))} parameters, {c.num_layers} layers × {c.hidden_size} wide',
                 'vocabulary and context': f'{c.vocab_size:,} pieces, {c.context_length:,} tokens',
                 'training': f'{t.max_steps:,} steps of {per_step:,} tokens, {human_count(self.tokens)} tokens in all',
                 'text': f'{human_bytes(self.unique_bytes)}, read {self.readings:.1f} times'
@@ -450,7 +503,7 @@ class Plan:
     def cells(self) -> list:
         "A row for each size that was considered, with a head."
         head = [['', 'size', 'parameters', 'memory', 'fits', 'tokens/s', 'tokens', 'readings', 'bits per byte', '']]
-        return head + [['→' if o.size == self.size else '', o.size, human_count(num_parameters(o.model)), human_bytes(o.memory), 'yes' if o.fits else 'no',
+        return head + [['→' if o.size == self.size else '', o.size, human_count(num_parameters(o.model)), human_bytes(o.memory), 'yes' if o.fits else 'low memory' if o.fits_low else 'no',
                         f'{o.batch*o.model.context_length/o.step:,.0f}', human_count(o.tokens), f'{o.readings:.2g}',
                         ' ± '.join(f'{x:.2f}' for x in next(iter(o.expected.values()))) if o.steps >= 10 else 'too slow', 'timed' if o.timed else 'estimated']
                        for o in self.options]
@@ -463,13 +516,42 @@ class Plan:
         return facts + (table((row('td', r) for r in cells), row('th', head)) if len(cells) > 1 else '')
 
     def to_dict(self) -> dict:
-        sizes = [asdict(o) | dict(tokens=o.tokens, parameters=num_parameters(o.model)) for o in self.options]
+        sizes = [asdict(o) | dict(parameters=num_parameters(o.model)) for o in self.options]
         return dict(size=self.size, model=asdict(self.model), training=asdict(self.training), device=asdict(self.device), tokens=self.tokens,
                     seconds_per_step=self.seconds_per_step, minutes=self.minutes, overhead=self.overhead, seconds=self.seconds, parts=self.parts,
                     ends=self.ends.isoformat(timespec='seconds'), memory=self.memory.total, unique_bytes=self.unique_bytes, readings=self.readings,
-                    expected={k: list(v) for k, v in self.expected.items()}, sizes=sizes)
+                    expected={k: list(v) for k, v in self.expected.items()}, choice=self.choice.to_dict(), sizes=sizes)
 
 EXPECTED_OF = " (from runs on this package's own mix; text of your own is another matter)"
+
+# %% ../../nbs/34_train.plan.ipynb #pl-peak
+def resident(
+    peak=False, # True: the highest mark so far
+) -> int:       # 0 where it cannot be told
+    "Bytes of memory that this process has."
+    status = Path('/proc/self/status')
+    if status.exists():
+        key = 'VmHWM:' if peak else 'VmRSS:'
+        return next(1024*int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
+    if sys.platform != 'darwin': return 0
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+class PeakMemory:
+    "The most memory that was used while something was done: `bytes`, afterwards."
+    def __init__(self,
+        device='cpu', # 'cuda' asks the card
+    ): self.device, self.bytes = device, 0
+
+    def __enter__(self):
+        if self.device == 'cuda': torch.cuda.reset_peak_memory_stats()
+        elif sys.platform == 'linux':
+            try: Path('/proc/self/clear_refs').write_text('5') # 5 sets the mark back to what is used now
+            except OSError: pass # a container may forbid it: the mark is then that of the whole process
+        return self
+
+    def __exit__(self, *_):
+        self.bytes = torch.cuda.max_memory_allocated() if self.device == 'cuda' else resident(peak=True)
 
 # %% ../../nbs/34_train.plan.ipynb #pl-laptop
 # Context and windows to a batch of runs that are given steps, not minutes.
@@ -477,11 +559,12 @@ LAPTOP = dict(nano=(256, 16), micro=(512, 16), mini=(512, 16))
 
 def _rehearsals(planner, sizes):
     # time the first size with two batches, then whatever looks best, as long as there is time for it
-    limit, first = max(8., 3*planner.minutes), sizes[0]
+    limit, first = max(6., 2*planner.minutes), sizes[0]
     small = shape(first, vocab=planner.vocab or VOCABULARIES[0])
     windows = [planner.changes['batch_size']] if 'batch_size' in planner.changes else [max(1, n//small.context_length) for n in (1024, 4096)]
     check_memory(first, small, planner.training(small, windows[0]), planner.device)
-    for n in windows: planner.pace.add(small, rehearse(small, planner.training(small, n), planner.text, 3))
+    planner.choice = planner.settle(small, windows[-1])[1]
+    for n in windows: planner.pace.add(small, rehearse(small, planner.training(small, n), planner.text, 3), planner.training(small, n))
     while True:
         options = [planner.best(s) for s in sizes]
         usable = [o for o in options if o.fits and o.steps >= 10]
@@ -491,6 +574,24 @@ def _rehearsals(planner, sizes):
         if best.timed or (spent + 6*best.step > limit and (timed or spent > limit)): return options, best if best.timed or not timed else min(timed, key=planner.loss)
         planner.rehearse(best)
 
+def _compiled(planner, best, training):
+    # whether compiling pays in a run of this length; if so it is rehearsed too. Threads and number format stay as they were
+    if 'compile' in planner.changes: return best, training, planner.choice
+    training, choice = settle(replace(training, compile='auto'), best.model, best.step*best.steps)
+    if choice.compile != 'none' and 'max_steps' not in planner.changes:
+        planner.pace.add(best.model, rehearse(best.model, training, planner.text), training)
+        best = planner.option(best.size, best.model, best.batch)
+        training = replace(planner.training(best.model, best.batch, best.steps), compile=choice.compile)
+    return best, training, replace(choice, timings=planner.choice.timings | choice.timings)
+
+def check_request(
+    minutes: float, # asked for
+    size: str,      # 'auto', a preset, or layers x width
+):
+    "Raise `CodetteError` if there is no such time or size."
+    if not 0 < minutes < float('inf'): raise CodetteError(f"minutes is {minutes}: it must be above 0")
+    if size != 'auto': shape(size)
+
 def make_plan(
     minutes=5.,          # for everything
     size='auto',         # 'auto', a preset, or layers x width as in '6x384'
@@ -499,12 +600,12 @@ def make_plan(
     samples=5000,        # generated records of the run
     chores: Chores|None=None,   # what the run does beside training
     vocab_size: int|None=None,  # pieces; None for what suits
+    begun: float|None=None,     # when planning began, by `time.perf_counter`; None for now
     **changes,           # fields of `TrainingConfig` to set by hand
 ) -> Plan:
     "Time a few steps here and decide; raises `CodetteError` if not even ten steps fit."
-    if not 0 < minutes < float('inf'): raise CodetteError(f"minutes is {minutes}: it must be above 0")
-    if size != 'auto': shape(size)
-    begun, dev = time.perf_counter(), detect_device(device)
+    check_request(minutes, size)
+    begun, dev, process = time.perf_counter() if begun is None else begun, detect_device(device), resident()
     planner = Planner(minutes, dev, text or LittleText(records=200*(samples > 0)), samples, chores, vocab_size, **changes)
     planner.begun = begun
     options, best = _rehearsals(planner, [size] if size != 'auto' else ['nano', *BETWEEN, *(k for k in PRESETS if k != 'nano')])
@@ -516,10 +617,9 @@ def make_plan(
         raise CodetteError(f"{minutes:g} minutes are too short for {o.size}: a step takes {human_time(o.step)} here and {human_time(other)} go to data, "
                            "measuring and export; give more time or choose a smaller size")
     training = planner.training(best.model, best.batch, best.steps)
-    heard = planner.pace.timed(best.model, best.batch*best.model.context_length)
-    if heard: training = replace(heard.training, **{k: getattr(training, k) for k in ('max_steps', 'eval_every', 'save_every', 'sample_every')})
+    best, training, choice = _compiled(planner, best, training)
     parts = planner.chores.seconds(best.model, planner.pace, training.eval_windows) | dict(planning=time.perf_counter() - begun)
-    return Plan(best.size, best.model, training, dev, minutes, best.step, parts, best.expected, planner.unique, tuple(options), time.time())
+    return Plan(best.size, best.model, training, dev, minutes, best.step, parts, best.expected, planner.unique, tuple(options), time.time(), best.tokens, process, choice)
 
 # %% ../../nbs/34_train.plan.ipynb #pl-about
 def about_model(
