@@ -131,6 +131,13 @@ def test_training_panel(chromium, lab, tmp_path):
         at = step(page)
         time.sleep(1.5)
         assert step(page) == at and not button('Pause').is_enabled()
+        # while it is paused: a sample of one's own, and another learning rate
+        prompt = box.get_by_placeholder('Your own prompt')
+        prompt.fill('The heron'); prompt.press('Enter')
+        until(lambda: 'The heron' in box.locator('.cdt-sample pre').inner_text(), 20, 'the sample')
+        knob = box.locator('.noUi-handle').first
+        knob.focus(); knob.press('ArrowLeft')
+        until(lambda: 'learning rate × 0.' in box.locator('.cdt-notes').inner_text(), 10, 'the learning rate')
         button('Resume').click()
         until(lambda: step(page) > at + 5, 10, 'steps after the pause')
 
@@ -149,7 +156,8 @@ def test_training_panel(chromium, lab, tmp_path):
 
         page.keyboard.press('Escape'); page.keyboard.press('Control+s')
         until(lambda: any('image/png' in o.get('data', {}) for o in saved(tmp_path)), 10, 'the notebook to be saved')
-        [output] = saved(tmp_path)                 # one output: the widget is gone, and the handle shows nothing beside the panel
+        output, words = saved(tmp_path)            # the widget is gone; below the picture is how to see it again
+        assert words.data == {'text/plain': "from codette_nb.widgets.attach import panel; panel('run')"}
         assert set(output.data) == {'image/png', 'text/plain'} and output.data['text/plain'].startswith('stopped · step')
 
     # reopened, with no kernel: the picture is still there
@@ -263,3 +271,39 @@ def test_mixer_panel(chromium, lab, tmp_path):
         picture.wait_for()
         assert picture.evaluate('i => i.naturalWidth') > 900
         assert get(f'{lab}/api/kernels') == []
+
+LOST_CELLS = '''\
+import json, os, threading, time
+from codette_nb.train.lock import RunLock
+from codette_nb.widgets.attach import panel
+from codette_nb.widgets.history import pretend_events
+lock = RunLock('run').acquire()
+def go(): # stands for another process
+    with open('run/metrics.jsonl', 'w') as f:
+        for e in pretend_events(100_000):
+            f.write(json.dumps(e) + '\\n'); f.flush(); time.sleep(.02)
+threading.Thread(target=go, daemon=True).start()
+time.sleep(1)
+====
+run = panel('run')'''.split('\n====\n')
+
+def test_dead_kernel(chromium, lab, tmp_path):
+    nb = nbf.v4.new_notebook(cells=[nbf.v4.new_code_cell(c) for c in LOST_CELLS],
+                             metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    nbf.write(nb, tmp_path/'work/panel.ipynb')
+    with opened(chromium, lab, tmp_path/'lost.png') as page:
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', state='attached')
+        time.sleep(3)
+        run_cell(page, 0)
+        run_cell(page, 1)
+        page.wait_for_selector('.cdt-charts', timeout=60_000)
+        at = step(page)
+        until(lambda: step(page) > at + 20, 20, 'the followed run to go on')
+        veil = page.locator('.cdt-veil')
+        assert not veil.is_visible()
+        page.get_by_role('button', name='Pause').click()
+        until(lambda: '"pause"' in (tmp_path/'work/run/inbox.jsonl').read_text() if (tmp_path/'work/run/inbox.jsonl').exists() else False, 10, 'the inbox')
+        [kernel] = get(f'{lab}/api/kernels')
+        get(f'{lab}/api/kernels/{kernel["id"]}/restart', 'POST')
+        until(veil.is_visible, 40, 'the panel to say that its kernel is silent')
+        assert 'No news from the kernel' in veil.inner_text() and "panel('run')" in veil.inner_text()

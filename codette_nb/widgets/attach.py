@@ -153,14 +153,14 @@ def overlay_rows(
 
 _COLUMNS = dict(run='run', state='state', step='step', latest='held-out loss', lowest='lowest', at='at step', tokens='tokens', time='time')
 
+def _side(column): return 'left' if column in ('run', 'state') else 'right'
+
 def overlay_html(histories: dict, x='step') -> str:
     "Chart and table of several runs; needs `STYLE` on the page."
     chart, esc = overlay_chart(histories, x), lambda v: html.escape(str(v))
-    head = ''.join(f'<th style="text-align:{"left" if k in ("run", "state") else "right"}">{v}</th>' for k, v in _COLUMNS.items())
-    body = ''.join('<tr>' + ''.join(f'<td style="text-align:{"left" if k in ("run", "state") else "right"}">{esc(r[k])}</td>' for k in _COLUMNS) + '</tr>'
-                   for r in overlay_rows(histories))
+    cells = lambda row: '<tr>' + ''.join(f'<td style="text-align:{_side(k)};padding:1px 12px 1px 0">{esc(row[k])}</td>' for k in _COLUMNS) + '</tr>'
     return (f'<div class="cdt cdt-page"><div class="cdt-chart" style="max-width:860px"><h4>{chart.title}<small>{chart.unit}</small></h4>{_legend(chart)}'
-            f'{chart_svg(chart, 860, 300)}</div><table style="font-variant-numeric:tabular-nums"><tr>{head}</tr>{body}</table></div>')
+            f'{chart_svg(chart, 860, 300)}</div><table class="cdt-runs">{cells(_COLUMNS)}{"".join(map(cells, overlay_rows(histories)))}</table></div>')
 
 def overlay_png(histories: dict, x='step') -> bytes:
     "The same as a picture, drawn without pyplot."
@@ -173,7 +173,7 @@ def overlay_png(histories: dict, x='step') -> bytes:
     for i, r in enumerate([_COLUMNS, *rows]):
         for k in _COLUMNS:
             fig.text(ends[k], 1 - (3.62 + .2*i)/height, str(r[k])[-30:], fontsize=7, color=grey, parse_math=False,
-                     ha='left' if k in ('run', 'state') else 'right', fontweight='normal' if i else 'bold')
+                     ha=_side(k), fontweight='normal' if i else 'bold')
     return _png(fig, 120)
 
 # %% ../../nbs/60b_widgets.attach.ipynb #attach-overlay2

@@ -436,11 +436,11 @@ def _where(h, status=None, step=0):
     step = f'step {max(step, h.step):,}' + (f' of {h.steps:,}' if h.steps else '')
     return f'{STATUS.get(status or h.status, status or h.status)} · {step}'
 
-def summary(h: History) -> str:
+def summary(h: History, status=None) -> str:
     "A history in a line, and its message if it has one."
     figures = ' · '.join(f'{label.lower()} {value}' for label, value, *_ in tiles(h)[:3] if value != '–')
     elapsed = human_time((h.last.get('step') or {}).get('elapsed', 0))
-    line = ' · '.join(p for p in (_where(h), figures, f'{elapsed} elapsed') if p)
+    line = ' · '.join(p for p in (_where(h, status), figures, f'{elapsed} elapsed') if p)
     return f'{line}\n{h.message}' if h.message else line
 
 # %% ../../nbs/60_widgets.history.ipynb #panel-style

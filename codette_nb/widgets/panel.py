@@ -136,7 +136,7 @@ class Run(Asking):
         if getattr(get_ipython(), 'execution_count', None) != self.cell: print(repr(self))
 
 # %% ../../nbs/60a_widgets.panel.ipynb #panel-button
-def _button(name, icon, tip, width='106px'):
+def _button(name, icon, tip, width='124px'):
     import ipywidgets as w
     return w.Button(description=name, icon=icon, tooltip=tip, layout=w.Layout(width=width, flex='0 0 auto'))
 
@@ -177,17 +177,17 @@ class _Hand:
         import ipywidgets as w
         tip = 'Multiplies the planned learning rate from the next step on: 1 is as planned, 0.1 a tenth of it, 10 ten times as much'
         self.lr = w.FloatLogSlider(value=1, min=-1, max=1, step=.05, continuous_update=False, readout_format='.2f', description='Learning rate ×',
-                                   tooltip=tip, style={'description_width': '96px'}, layout=w.Layout(width='300px', flex='0 1 auto'))
+                                   tooltip=tip, style={'description_width': '112px'}, layout=w.Layout(width='290px', flex='0 1 auto'))
         self.plan = _button('As planned', 'undo', 'Back to the planned learning rate')
-        self.prompt = w.Text(placeholder="Your own prompt; empty: the run's", tooltip='What the model is to continue', layout=w.Layout(flex='1 1 170px', width='170px'))
+        self.prompt = w.Text(placeholder="Your own prompt; empty: the run's", tooltip='What the model is to continue', layout=w.Layout(flex='1 1 140px', width='140px'))
         self.sample = _button('Sample now', 'comment', 'Let the model, as it is now, continue the prompt')
         self.save = _button('Checkpoint', 'save', 'Save the model and the state of training at the end of this step')
         self.mix = w.ToggleButton(description='Mixture', icon='sliders', tooltip='Show or hide how often each source of the text is read',
-                                  layout=w.Layout(width='106px', flex='0 0 auto'))
+                                  layout=w.Layout(width='112px', flex='0 0 auto'))
         self.weights = {k: w.FloatSlider(value=1, min=0, max=4, step=.1, readout_format='.1f', description=k, continuous_update=False,
                                          tooltip=f'How often {k} is read: 1 as it is, 2 twice as often, 0 not at all',
-                                         style={'description_width': '100px'}, layout=w.Layout(width='290px')) for k in sources}
-        self.apply = _button('Use this mixture', 'check', 'Read the sources this often from the next step on; a new pass over the text begins', '150px')
+                                         style={'description_width': '108px'}, layout=w.Layout(width='300px')) for k in sources}
+        self.apply = _button('Use this mixture', 'check', 'Read the sources this often from the next step on; a new pass over the text begins', '160px')
         self.even = _button('As it is', 'undo', 'Read every source once, as the text was made')
         self.say = _html(max_width='1240px')
         self._lay_out(w)
@@ -308,7 +308,7 @@ class Panel:
         if kind == 'asked': return self.tick()
         now = time.perf_counter()
         if kind not in ('start', 'resume'): self.active += now - self._seen
-        if kind in ('control', 'sample', 'warning', 'checkpoint'): self.hand.tell(f"saved {event['path']}" if kind == 'checkpoint' else '')
+        if kind in ('control', 'sample', 'warning', 'checkpoint', 'pause', 'resume'): self.hand.tell(f"saved {event['path']}" if kind == 'checkpoint' else '')
         at_once = kind in ('start', 'pause', 'resume', 'stop', 'rollback') or kind == 'sample' and self.run.status == 'paused'
         if at_once or now >= self._next and self.share < self.budget: self.paint()
         self._seen = now
@@ -356,7 +356,7 @@ def _draw(self):
 
 def _static(self) -> dict:
     "The run in a line, and the latest picture if there is one."
-    text = '\n'.join(p for p in (summary(self.run.history), how_back(self.run.folder)) if p)
+    text = '\n'.join(p for p in (summary(self.run.history, self.run.status), how_back(self.run.folder)) if p)
     return {'text/plain': text} | ({'image/png': base64.b64encode(self.picture).decode()} if self.picture else {})
 
 def _display(self):
