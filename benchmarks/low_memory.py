@@ -4,7 +4,7 @@ Each size trains in a process of its own on Python's documentation as bytes, wit
 kernel's (VmHWM), so Python and torch are in it. Sizes up to mini are trained with AdamW as well. A process that takes more
 memory than --limit is stopped. Linux only; the larger sizes want the machine alone (xlarge 17 GiB and some minutes).
 """
-import argparse, json, subprocess, sys, time
+import argparse, json, subprocess, sys, threading, time
 from pathlib import Path
 from codette_nb.core import human_bytes, human_count, read_json, text_table, write_json
 from codette_nb.model.config import PRESETS, num_parameters, preset, training_memory
@@ -39,18 +39,19 @@ def child(size, mode, tokens, steps, lr, returned):
         for _ in range(steps):
             begin = time.time()
             with nullcontext() if low else torch.autocast('cpu', torch.bfloat16):
-                if low: opt.before_backward()
+                opt.before_backward()
                 loss = model(x, y)
             loss.backward()
-            norm = opt.after_backward() if low else 0
-            if not low: opt.step(); opt.zero_grad()
+            norm = opt.after_backward().item()
+            opt.step()
             print(json.dumps(dict(loss=loss.item(), norm=norm, seconds=round(time.time() - begin, 2), peak=status('self', 'VmHWM'))), flush=True)
+        with torch.no_grad(), nullcontext() if low else torch.autocast('cpu', torch.bfloat16): loss = model(x, y)
+        print(json.dumps(dict(loss=loss.item(), peak=status('self', 'VmHWM'))), flush=True)
 
 def measure(size, mode, tokens=512, steps=3, lr=1e-3, limit=21.5, returned=1):
     "Figures of one size: run it in a process, watch its memory."
     args = [size, mode, tokens, steps, lr, returned]
     p = subprocess.Popen([sys.executable, __file__, '--child', *map(str, args)], stdout=subprocess.PIPE, text=True)
-    import threading
     def watch():
         while p.poll() is None:
             if status(p.pid, 'VmRSS') > limit*2**30: p.kill()
@@ -59,12 +60,12 @@ def measure(size, mode, tokens=512, steps=3, lr=1e-3, limit=21.5, returned=1):
     lines = []
     for line in p.stdout:
         lines.append(json.loads(line)); print(f'  {size} {mode}: {line.strip()}', file=sys.stderr, flush=True)
-    if p.wait(): sys.exit(f'{size} in {mode} mode was stopped after {len(lines) - 1} steps')
+    if p.wait(): sys.exit(f'{size} in {mode} mode was stopped; it got {len(lines)} lines far')
     c, done = preset(size), lines[1:]
     predicted = training_memory(c, tokens, low_memory=mode == 'low', **({} if mode == 'low' else dict(optimizer=mode)))
     return dict(size=size, mode=mode, parameters=num_parameters(c), tokens=tokens, peak_bytes=done[-1]['peak'], predicted_bytes=predicted.total,
                 ratio=round(predicted.total/done[-1]['peak'], 3), limit_gib=LIMITS.get(size) if mode == 'low' else None,
-                seconds_to_make=lines[0]['made'], seconds_per_step=min(l['seconds'] for l in done), losses=[round(l['loss'], 3) for l in done])
+                seconds_to_make=lines[0]['made'], seconds_per_step=min(l['seconds'] for l in done[:-1]), losses=[round(l['loss'], 3) for l in done])
 
 def table(rows):
     head = ['size', 'parameters', 'mode', 'tokens', 'peak', 'predicted', 'ratio', 'limit', 's/step', 'losses']
@@ -79,7 +80,7 @@ def main():
     p.add_argument('sizes', nargs='*', default=['nano', 'micro', 'mini', 'small'], help='presets: ' + ', '.join(PRESETS))
     p.add_argument('--modes', default='low,adamw,muon', help='what to train with; AdamW and Muon only up to mini')
     p.add_argument('--tokens', type=int, default=512, help='in a step, in windows of up to 512')
-    p.add_argument('--steps', type=int, default=3, help='on the same windows')
+    p.add_argument('--steps', type=int, default=3, help='on the same windows; the loss is taken before each and after the last')
     p.add_argument('--lr', type=float, default=1e-3)
     p.add_argument('--limit', type=float, default=21.5, help='GiB above which a process is stopped')
     p.add_argument('--plain-malloc', action='store_true', help='leave the allocator as it is')

@@ -99,8 +99,14 @@ class Memory:
     @property
     def total(self) -> int: return sum(asdict(self).values())
 
-PROCESS = 260 << 20 # bytes of Python, torch and this package before there is a model
-LOGITS = 1 << 26    # bytes of logits that there are at a time
+PROCESS = 340 << 20 # bytes of Python, torch and this package before there is a model
+LOGITS = 1 << 26    # most bytes of logits, and of matrices that Muon works on, that there are at a time
+
+def _layer_bytes(c, tokens, act_bytes):
+    # what a layer keeps for the backward pass; in bfloat16 also its attention weights, made in blocks up to 1024 tokens
+    d, half, window = c.hidden_size, act_bytes == 2, min(tokens, c.context_length)
+    attention = c.num_heads*window if half and window <= 1024 else 0
+    return tokens*(act_bytes*(8*d + 2*c.intermediate_size) + half*2*4*d + attention) + (0 if half else 12*d*d)
 
 def training_memory(
     c: TransformerConfig, # the shape
@@ -112,14 +118,15 @@ def training_memory(
 ) -> Memory:
     "Peak memory of a process that trains."
     n, d, f, head = num_parameters(c), c.hidden_size, c.intermediate_size, c.vocab_size*c.hidden_size
-    half = act_bytes == 2
-    vectors = act_bytes*(8*d + 2*f) + half*2*4*d   # a layer's, of one token
+    logits, layer = min(LOGITS, 4*tokens*c.vocab_size), _layer_bytes(c, tokens, act_bytes)
     if low_memory:
-        rows = c.vocab_size + d + c.num_layers*(4*2*d + 2*(d + f) + 9*d + f) + 2*d
-        return Memory(2*n, 2*head, 4*rows, 2*tokens*(c.num_layers*d + 8*d + 2*f), 4*head + 2*LOGITS, PROCESS)
-    kept = c.num_layers*(act_bytes*d if checkpointing else vectors) + checkpointing*vectors
-    moments = 8*n - 4*c.num_layers*(4*d*d + 2*d*f)*(optimizer == 'muon')
-    return Memory(4*n, 4*n, moments, tokens*(kept + act_bytes*d) + 4*head + half*2*n, 2*LOGITS, PROCESS)
+        vectors = c.vocab_size + d + c.num_layers*(8*d + 2*(d + f) + 9*d + f) + 2*d # rows, columns, biases and norms
+        return Memory(2*n, 2*head + 36*d*d, 4*vectors, 2*tokens*c.num_layers*d + layer, 5*head + 4*logits, PROCESS)
+    kept = 2*n*(act_bytes == 2) + 4*head
+    kept += c.num_layers*act_bytes*tokens*d + layer if checkpointing else c.num_layers*layer
+    muon = optimizer == 'muon'
+    moments = 8*n - 4*muon*c.num_layers*(4*d*d + 2*d*f)
+    return Memory(4*n, 4*n, moments, kept, 2*logits + 6*muon*min(LOGITS, 4*c.num_layers*d*f), PROCESS)
 
 def inference_memory(
     c: TransformerConfig, # the shape

@@ -8,6 +8,7 @@ __all__ = ['ROWS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_ARENA_MAX', 'round
 
 # %% ../../nbs/31b_train.lowmemory.ipynb #lm-imports
 import ctypes, math, sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 import torch
@@ -31,7 +32,7 @@ def round_stochastic(
     out.copy_(x)
 
 # %% ../../nbs/31b_train.lowmemory.ipynb #lm-factor
-ROWS = 1 << 18 # numbers to work on at a time: 1 MiB in float32
+ROWS = 1 << 17 # numbers to work on at a time: half a MiB in float32
 
 class SecondMoment:
     "Running mean square of one tensor's gradient: by rows and columns for a matrix, whole for a vector."
@@ -119,7 +120,9 @@ class LowMemory:
         "Make ready for one backward pass."
         self.lr, self.steps, self.squares, self.waiting = self.highest*factor, self.steps + 1, 0., set(self.params)
 
-    def after_backward(self) -> float: # NaN or infinite if part of it was
+    def after_backward(self,
+        clip=math.inf, # taken for the sake of `Optimizer`'s interface: here each tensor's step is limited by itself
+    ) -> float:        # NaN or infinite if part of it was
         "The step is taken; returns the norm of the gradient, before any clipping."
         self.waiting = set()
         return math.sqrt(self.squares)
@@ -132,6 +135,8 @@ class LowMemory:
         self.waiting.discard(name)
         with torch.no_grad():
             self.squares += apply_gradient(p, g, self.moments[name], self.generator, self.lr, 1 - self.steps**-.8, self.weight_decay, self.clip)
+
+    def step(self): "Nothing: the step was taken inside the backward pass."
 
     def state(self) -> dict: # name to tensor
         "What a resumed run needs, as named tensors for a safetensors file."
@@ -165,15 +170,18 @@ def create_low_memory_model(
 ) -> CustomTransformer: # with its layers computed again in the backward pass
     "A new model with random bfloat16 weights, never held twice."
     with torch.device('meta'): model = CustomTransformer(config)
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, p in list(model.named_parameters()):
-        t = torch.empty(p.shape, dtype=torch.bfloat16, device=device)
-        if p.dim() == 2:
-            out = name.endswith(('o_proj.weight', 'c_proj.weight'))
-            t.normal_(std=0. if out and zero_init else config.init_std/((2*config.num_layers)**.5 if out else 1), generator=generator)
-        else: t.fill_(name.endswith('norm.weight'))
-        owner, _, leaf = name.rpartition('.')
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(t))
+    def fill(at, t, out):
+        std = 0. if out and zero_init else config.init_std/((2*config.num_layers)**.5 if out else 1)
+        t.normal_(std=std, generator=torch.Generator(device).manual_seed((seed << 16) + at))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool: # drawing random numbers is what takes the time
+        jobs = []
+        for at, (name, p) in enumerate(list(model.named_parameters())):
+            t = torch.empty(p.shape, dtype=torch.bfloat16, device=device)
+            if p.dim() == 2: jobs.append(pool.submit(fill, at, t, name.endswith(('o_proj.weight', 'c_proj.weight'))))
+            else: t.fill_(name.endswith('norm.weight'))
+            owner, _, leaf = name.rpartition('.')
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(t))
+        for job in jobs: job.result()
     model.rope = RoPEPositionalEmbedding(config.head_size, config.context_length, config.rope_theta).to(device)
     model.checkpointing = True
     return model
@@ -184,7 +192,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8 # of glibc's malloc
 @contextmanager
 def returned_memory(
     on=True,    # False changes nothing
-    least=1<<20,# bytes from which a block is a mapping of its own
+    least=4<<20,# bytes from which a block is a mapping of its own
 ):
     "Blocks that are freed go back to the system; on Linux with glibc, elsewhere nothing changes."
     libc = ctypes.CDLL(None) if on and sys.platform == 'linux' else None
