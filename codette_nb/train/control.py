@@ -87,6 +87,7 @@ class Control:
     def __init__(self):
         self.listeners, self.paused, self.lr_scale = [], False, 1.
         self.controls, self.applied = [], 0  # lasting commands with their steps; how many of them are done
+        self.withdrawn = []                  # those that broke the run, and are not done again after it fell back
         self._asked, self._bell, self._stop, self._inbox = deque(), threading.Event(), None, None
 
     def ask(self,
@@ -139,6 +140,7 @@ class Obeying(Control):
         while self.applied < len(self.controls) and self.controls[self.applied]['step'] <= self.step:
             c = self.controls[self.applied]
             self.applied += 1
+            if c in self.withdrawn: continue
             self._obey_one(c['command'], {k: v for k, v in c.items() if k not in ('step', 'command')})
 
     def _record(self, command, args):

@@ -19,7 +19,7 @@ class MetricsFile:
     ): self.path = Path(path)
 
     def __call__(self, e: dict):
-        if e['event'] == 'start' and e['step']: return
+        if e['event'] == 'start' and self.size: return
         with open(self.path, 'a', encoding='utf-8', newline='\n') as f: f.write(json.dumps(e, ensure_ascii=False) + '\n')
 
     @property
