@@ -42,7 +42,7 @@ def child(size, mode, tokens, steps, lr, returned):
                 opt.before_backward()
                 loss = model(x, y)
             loss.backward()
-            norm = opt.after_backward().item()
+            norm = float(opt.after_backward())
             opt.step()
             print(json.dumps(dict(loss=loss.item(), norm=norm, seconds=round(time.time() - begin, 2), peak=status('self', 'VmHWM'))), flush=True)
         with torch.no_grad(), nullcontext() if low else torch.autocast('cpu', torch.bfloat16): loss = model(x, y)
