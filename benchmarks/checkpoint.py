@@ -13,7 +13,7 @@ from codette_nb.data.tokenizer import ByteTokenizer
 from codette_nb.model.config import PRESETS, preset
 from codette_nb.model.transformer import CustomTransformer
 from codette_nb.train.checkpoint import Saver, check_checkpoint, load_state, load_weights
-from codette_nb.train.optim import Optimizer, optimizer_state
+from codette_nb.train.optim import Optimizer
 
 LIMIT = 1.  # seconds that training may wait
 
@@ -29,15 +29,15 @@ class Training:
         "One step; returns its seconds."
         t = time.perf_counter()
         ids = torch.randint(self.model.config.vocab_size, (1, self.tokens + 1))
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         with torch.autocast('cpu', torch.bfloat16): self.model(ids[:, :-1], ids[:, 1:]).backward()
-        self.optimizer.step(.01)
+        self.optimizer.step()
         self.steps += 1
         return time.perf_counter() - t
 
     def parts(self):
         "What the trainer gives a `Saver` beside the folder."
-        return self.model, self.tokenizer, {'step': self.steps}, optimizer_state(self.optimizer) | {'rng|cpu': torch.get_rng_state()}
+        return self.model, self.tokenizer, {'step': self.steps}, self.optimizer.state() | {'rng|cpu': torch.get_rng_state()}
 
 def same(folder, training):
     "Whether a checkpoint holds what there is now, to the bit."
