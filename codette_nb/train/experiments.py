@@ -26,7 +26,7 @@ from .checkpoint import latest_checkpoint
 from .config import TrainingConfig
 from .guards import Deadline
 from .lock import holder
-from .optim import Optimizer, load_optimizer_state, optimizer_state, ramp
+from .optim import Optimizer, ramp
 from .probe import settle
 from .trainer import CodetteTrainer
 
@@ -308,7 +308,7 @@ class Experiment:
         train, held = self.shards
         windows = lambda shards, seed: TextDataset(shards, self.tokenizer, model.context_length, seed)
         set_seed(config.seed)
-        return CodetteTrainer(CustomTransformer(model, config.zero_init), self.tokenizer, windows(train, config.seed), {k: windows(v, 0) for k, v in held.items()},
+        return CodetteTrainer(CustomTransformer(model), self.tokenizer, windows(train, config.seed), {k: windows(v, 0) for k, v in held.items()},
                               config, out, choice=choice, **kw)
 
 # %% ../../nbs/37_train.experiments.ipynb #f1bf5fc5
@@ -323,9 +323,9 @@ class Trial:
         with self._randomness(): self.model = CustomTransformer(trainer.model.config)
         self.model.load_state_dict(trainer.model.state_dict())
         self.model.to(trainer.model.device).train()
-        self.optimizer = Optimizer(self.model, c.optimizer, c.lr, c.muon_lr, c.weight_decay, passes=c.muon_passes)
+        self.optimizer = Optimizer(self.model, c.optimizer, c.lr, c.muon_lr, c.weight_decay, (.9, c.beta2), c.muon_passes, c.momentum)
         for mine, theirs in zip(self.optimizer.groups, trainer.optimizer.groups): mine.update({k: v for k, v in theirs.items() if k != 'params'})
-        load_optimizer_state(self.optimizer, optimizer_state(trainer.optimizer))
+        self.optimizer.load_state(trainer.optimizer.state())
         self.sampler = Sampler(trainer.train_set, c.batch_size)
 
     @contextmanager
@@ -340,12 +340,12 @@ class Trial:
     ) -> float:        # loss before the step, nats per token
         "One step on one batch."
         x, y = (torch.from_numpy(a).to(self.model.device) for a in self.sampler.next())
-        self.optimizer.zero_grad()
+        self.optimizer.before_backward(factor)
         with self._randomness():
             with self.trainer.autocast(): loss = self.model(x, y)
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self.optimizer.step(factor)
+        self.optimizer.after_backward(self.config.max_grad_norm)
+        self.optimizer.step()
         self.done += 1
         return float(loss.detach())
 

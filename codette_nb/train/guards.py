@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ENOUGH_EPOCHS', 'EarlyStopping', 'Deadline', 'Gap', 'worth', 'Repeats', 'Spikes', 'Verdict', 'Late', 'ZeroGradient',
            'folder_bytes', 'short_of_space', 'Extraction', 'reproduced', 'draw', 'find_span', 'by_chance', 'Leak',
-           'Canary', 'canaries', 'canary_records', 'exposure', 'Judging', 'Guards', 'checkpoint_bytes']
+           'Canary', 'canaries', 'canary_records', 'exposure', 'make_room', 'Judging', 'Guards', 'checkpoint_bytes',
+           'no_room']
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-imports
 import math, random, shutil
@@ -18,8 +19,7 @@ import torch
 from ..core import CodetteError, human_bytes, require_space
 from ..data.records import Record
 from ..data.shards import Shards
-from .checkpoint import BEST, load_weights
-from .optim import optimizer_state
+from .checkpoint import BEST, load_weights, prune
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-early
 class EarlyStopping:
@@ -238,9 +238,9 @@ def short_of_space(
     best=0,          # bytes of the next best model
 ) -> str|None:
     "What is missing for the next checkpoint; None if there is room."
-    need = int(1.02*(checkpoint + best)) + (1 << 20)
+    need = int(1.02*(checkpoint + best)) + (9 << 20)
     try: require_space(run, need, 'the next checkpoint')
-    except CodetteError as e: return f'{e}; the run will stop there, with what was saved before'
+    except CodetteError as e: return f'{e}; otherwise the run stops there, with what was saved before'
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-extract
 @dataclass(frozen=True)
@@ -368,8 +368,8 @@ def canary_records(
 # %% ../../nbs/32c_train.guards.ipynb #gd-exposure
 @torch.no_grad()
 def _nats(model, tokenizer, texts):
-    # total nats of each text
-    documents, was, out = tokenizer.document(texts), model.training, []
+    # total nats of each text, of its end where it is longer than the context
+    documents, was, out = [d[-model.config.context_length - 1:] for d in tokenizer.document(texts)], model.training, []
     model.eval()
     for i in range(0, len(documents), 64):
         part = documents[i:i + 64]
@@ -396,6 +396,16 @@ def exposure(
         out.append(dict(name=c.name, times=c.times, rank=rank, exposure=math.log2(len(nats)) - math.log2(rank)))
     return out
 
+# %% ../../nbs/32c_train.guards.ipynb #gd-room
+def make_room(
+    run,             # run folder
+    checkpoint: int, # bytes of what is to be saved
+) -> str|None:
+    "Delete all checkpoints but the newest if the disk has no room for another; what is missing if that does not help, or if there is none."
+    if not (why := short_of_space(run, checkpoint)): return None
+    prune(Path(run)/'checkpoints', 1)
+    return short_of_space(run, checkpoint) and why
+
 # %% ../../nbs/32c_train.guards.ipynb #gd-judge
 class Judging:
     "What the loop asks of the guards at each step."
@@ -406,16 +416,19 @@ class Judging:
     ) -> str|None:
         "Why the run is broken; None if it may go on. On a GPU the answer is about the step before, except where a line of the log is due."
         c, due = self.trainer.config, step % self.trainer.config.log_every == 0 or step == self.trainer.total_steps
-        values = self.late(loss, norm)
-        wrong = self.verdict(*values) if values else None
-        if not wrong and due: wrong = self.settle()
+        wrong = self._judged(self.late(loss, norm))
+        if due and not wrong: wrong = self.settle()
         if due and not wrong and not c.low_memory: self._tell('zero_gradient', self.zero(self.trainer.model.named_parameters()))
-        if wrong: self.trainer.warn(*wrong); return wrong[1]
+        return wrong
 
-    def settle(self) -> tuple|None: # kind and sentence
-        "The verdict that is outstanding, on a GPU."
-        values = self.late.now()
-        return self.verdict(*values) if values else None
+    def settle(self) -> str|None:
+        "The verdict that is outstanding, on a GPU; asked for before anything is saved."
+        return self._judged(self.late.now())
+
+    def _judged(self, values):
+        if not values or not (wrong := self.verdict(*values)): return None
+        self.trainer.warn(*wrong)
+        return wrong[1]
 
     def passes_over(self,
         cursor: dict, # where the sampler stands before a step
@@ -435,7 +448,7 @@ class Judging:
 class Guards(Judging):
     "Feeds the detectors from a trainer's events, and tells the trainer what they say."
     def __init__(self,
-        trainer, # `CodetteTrainer`: `warn`, `ask`, `stop`, `held_out_loss`
+        trainer, # `CodetteTrainer`: `warn`, `stop`, `held_out_loss`
         leak_every=10, # evaluations between tests for text learnt by heart; the last one is always tested
         every=10,      # evaluations before a warning of one kind is repeated
     ):
@@ -452,10 +465,6 @@ class Guards(Judging):
         if not message or self.evals < self.told.get(kind, -self.every) + self.every: return
         self.told[kind] = self.evals
         self.trainer.warn(kind, message)
-
-    def _on_start(self, e):
-        c = self.trainer.config
-        if e['step'] == 0 and c.max_rollbacks and not c.low_memory: self.trainer.ask('checkpoint')
 
     def _on_step(self, e): self.gap.train(e['loss'])
     def _on_control(self, e):
@@ -477,7 +486,7 @@ def checkpoint_bytes(
     "How much room the next checkpoints need."
     n_bytes = lambda tensors: sum(t.numel()*t.element_size() for t in tensors)
     weights = n_bytes(model.parameters())
-    return weights + n_bytes(optimizer_state(optimizer).values()), weights
+    return weights + n_bytes(optimizer.state().values()), weights
 
 def _on_eval(self, e):
     t = self.trainer
@@ -491,6 +500,17 @@ def _on_eval(self, e):
         self._tell('leak', self.leak(t.model))
     if t.config.patience: self.stopping(e)
 
+def no_room(self,
+    best=False, # True for the best model, which is smaller than a checkpoint to resume from
+) -> str|None:
+    "Why the next checkpoint cannot be saved; None if it can, or if the run has none yet, so that there is nothing to stop with."
+    t = self.trainer
+    if not any((t.out/'checkpoints').glob('step-*')): return None
+    need = checkpoint_bytes(t.model, t.optimizer)[best]
+    if not short_of_space(t.out, need): return None
+    t.saver.wait()      # what is being written takes room too, and is newer than what is there
+    return make_room(t.out, need)
+
 def _on_checkpoint(self, e):
     if not e['best']: self._tell('disk', short_of_space(self.trainer.out, *checkpoint_bytes(self.trainer.model, self.trainer.optimizer)))
 
@@ -498,4 +518,4 @@ def _on_stop(self, e):
     best = self.trainer.out/'checkpoints'/BEST
     if e['reason'] == 'early' and best.is_dir(): load_weights(best, self.trainer.model)
 
-Guards._on_eval, Guards._on_checkpoint, Guards._on_stop = _on_eval, _on_checkpoint, _on_stop
+Guards._on_eval, Guards._on_checkpoint, Guards._on_stop, Guards.no_room = _on_eval, _on_checkpoint, _on_stop, no_room

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'LAWS', 'BETWEEN', 'VOCABULARIES', 'BYTES_PER_TOKEN', 'EXPECTED_OF', 'LAPTOP', 'effective_bytes', 'Law',
-           'fit_law', 'plot_law', 'LittleText', 'Rehearsal', 'rehearse', 'bytes_per_token', 'shape', 'update_work',
-           'Pace', 'Chores', 'Option', 'memory_of', 'check_memory', 'ramp_shares', 'Planner', 'Plan', 'resident',
-           'PeakMemory', 'check_request', 'make_plan', 'about_model']
+           'fit_law', 'plot_law', 'Stopwatch', 'LittleText', 'Rehearsal', 'rehearse', 'bytes_per_token', 'shape',
+           'update_work', 'Pace', 'Chores', 'Option', 'memory_of', 'check_memory', 'ramp_shares', 'Planner', 'Plan',
+           'resident', 'PeakMemory', 'check_request', 'make_plan', 'about_model']
 
 # %% ../../nbs/34_train.plan.ipynb #pl-imports
 import math, re, sys, tempfile, time
@@ -148,6 +148,14 @@ def plot_law(
 
 Law.plot = plot_law
 
+# %% ../../nbs/34_train.plan.ipynb #pl-clock
+class Stopwatch:
+    "Seconds since it was made, without those in which this process was kept waiting by others: the smaller of wall clock and processor time."
+    def __init__(self): self.wall, self.busy = time.perf_counter(), time.process_time()
+
+    @property
+    def seconds(self) -> float: return min(time.perf_counter() - self.wall, time.process_time() - self.busy)
+
 # %% ../../nbs/34_train.plan.ipynb #pl-mix
 class LittleText:
     "A little of the text that a run would read, and what making it took."
@@ -160,17 +168,17 @@ class LittleText:
         some = {k: rs[::1 + sum(len(r.text) for r in rs)//400_000] for k, rs in whole.items()}
         size = lambda records: sum(len(render(r).encode()) for r in records)
         def split(n, corpora):
-            t = time.perf_counter()
-            return Mixer(Mixing(n, seed=seed), corpora).split(quiet=True), time.perf_counter() - t
+            watch = Stopwatch()
+            return Mixer(Mixing(n, seed=seed), corpora).split(quiet=True), watch.seconds
         self.split, seconds = split(records, some)
         made, generated = split(records, {}) if records and some else (self.split, seconds*(records > 0))
         self.own_bytes = sum(map(size, whole.values()))
         self.record_bytes, self.per_record = size(made.train)/records if records else 0., generated/max(1, records)
         self.own_seconds = max(0., seconds - generated)*self.own_bytes/max(1, sum(map(size, some.values())))
         self.texts = [render(r) for r in self.split.train]
-        t = time.perf_counter()
+        watch = Stopwatch()
         self.parts = {2048: self._tokenized(2048)}
-        self.per_byte = (time.perf_counter() - t)/sum(len(x.encode()) for x in self.texts) # seconds to learn a tokenizer from text and to apply it
+        self.per_byte = watch.seconds/sum(len(x.encode()) for x in self.texts) # seconds to learn a tokenizer from text and to apply it
 
     def _tokenized(self, vocab):
         tokenizer = SentencePieceTokenizer(vocab).fit(dict.fromkeys(self.texts))
@@ -223,13 +231,13 @@ def rehearse(
     short = replace(training, max_steps=steps, log_every=1, eval_every=steps, eval_windows=4, save_every=steps, sample_every=steps, patience=0, batch_ramp=0.)
     with tempfile.TemporaryDirectory(prefix='codette-') as out:
         trainer = CodetteTrainer(CustomTransformer(config), tokenizer, train, held_out, short, out)
-        trainer.listeners.append(lambda e: events.append(e | dict(clock=time.perf_counter())))
+        trainer.listeners.append(lambda e: events.append(e | dict(wall=time.perf_counter(), busy=time.process_time())))
         trainer.sample_prompt = 'The'
         trainer.fit(quiet=True)
-        t = time.perf_counter()
+        watch = Stopwatch()
         tokens = measure(trainer.model, held_out, 4)['tokens']
-        exact = (time.perf_counter() - t)/tokens
-    took = lambda *kinds: sum(e['clock'] - before['clock'] for before, e in zip(events, events[1:]) if e['event'] in kinds and e['step'] == steps)
+        exact = watch.seconds/tokens
+    took = lambda *kinds: sum(min(e[k] - before[k] for k in ('wall', 'busy')) for before, e in zip(events, events[1:]) if e['event'] in kinds and e['step'] == steps)
     done = np.diff([0., *(e['elapsed'] for e in events if e['event'] == 'step')])
     step = float(np.median(done[1:]))
     measured = sum(r['tokens'] for e in events if e['event'] == 'eval' for r in e['sets'].values())
@@ -440,8 +448,9 @@ class Planner:
         most = self.unique/bytes_per_token(config.vocab_size)/config.context_length # windows that the text fills
         batches = [self.changes['batch_size']] if 'batch_size' in self.changes else [n//config.context_length for n in 2**np.arange(10, 17) if n >= max(1024, config.context_length)]
         batches = [int(n) for n in batches if n <= most] or [1]
-        return min((self.option(size, config, n) for n in batches), key=lambda o: (not o.fits, o.steps < 10, self.loss(o) if o.fits and o.steps >= 10 else o.batch))
+        return min((self.option(size, config, n) for n in batches), key=lambda o: (not self.usable(o), self.loss(o) if self.usable(o) else o.batch))
 
+    def usable(self, o: Option) -> bool: return o.fits and (o.steps >= 10 or 'max_steps' in self.changes)
     def loss(self, o: Option) -> float: return next(iter(o.expected.values()))[0]
 
     def rehearse(self, o: Option, windows=None, steps=3):
@@ -567,7 +576,7 @@ def _rehearsals(planner, sizes):
     for n in windows: planner.pace.add(small, rehearse(small, planner.training(small, n), planner.text, 3), planner.training(small, n))
     while True:
         options = [planner.best(s) for s in sizes]
-        usable = [o for o in options if o.fits and o.steps >= 10]
+        usable = [o for o in options if planner.usable(o)]
         if not usable: return options, None
         timed, best = [o for o in usable if o.timed], min(usable, key=planner.loss)
         spent = time.perf_counter() - planner.begun

@@ -21,10 +21,11 @@ from ..model.generate import generate
 from .checkpoint import BEST, Saver, check_checkpoint, identity, latest_checkpoint, load_state, load_weights
 from .config import TrainingConfig
 from .control import CONTROLS, INBOX, Inbox, Obeying, read_controls
-from .guards import EarlyStopping
+from .guards import Guards
 from .lock import RunLock
 from .log import Log, MetricsFile
-from .optim import Optimizer, load_optimizer_state, lr_factor, optimizer_state, ramp
+from .lowmemory import LowMemory, returned_memory
+from .optim import Optimizer, lr_factor, ramp
 from .probe import Choice, kept_memory, settle
 from .score import ScoreListener, unigram_entropy
 
@@ -96,38 +97,51 @@ class Saving(Obeying):
         rng = {'rng|cpu': torch.get_rng_state()} | ({'rng|cuda': torch.cuda.get_rng_state()} if self.model.device.type == 'cuda' else {})
         state = dict(identity=self._identity(), step=self.step, max_steps=self.config.max_steps, tokens=self.tokens, elapsed=self.elapsed,
                      best=self.best if math.isfinite(self.best) else None, last=self.last, losses=[float(l) for l in self._losses],
-                     sampler=self.batches.state(), listeners=keep, lr_scale=self.lr_scale, applied=self.applied, rollbacks=self.rollbacks,
-                     metrics_bytes=self.metrics.size)
-        return state, {**optimizer_state(self.optimizer), **rng}
+                     sampler=self.batches.state(), listeners=keep, lr_scale=self.lr_scale, applied=self.applied, withdrawn=self.withdrawn,
+                     rollbacks=self.rollbacks, metrics_bytes=self.metrics.size)
+        return state, {**self.optimizer.state(), **rng}
 
     def save(self) -> Path:
-        "Save a checkpoint to resume from, and delete the oldest beyond `config.keep`."
+        "Save a checkpoint to resume from, and delete the oldest beyond `config.keep`; where the disk has no room, the run ends instead."
+        if wrong := self.guards.settle(): return self.roll_back(wrong)
+        if why := self.guards.no_room(): return self._full(why)
         path = self.out/'checkpoints'/f'step-{self.step}'
         self.saver.save(path, self.model, self.tokenizer, *self._state(), keep=self.config.keep)
         self.saved = self.step
         self.emit('checkpoint', step=self.step, path=path.relative_to(self.out).as_posix(), best=False)
         return path
 
+    def _full(self, why):
+        # end the run with what was saved before
+        self.saved = self.step
+        if self._stop and self._stop[0] == 'disk': return
+        self.warn('disk', why)
+        self._stop = 'disk', why
+
     def save_best(self):
+        if why := self.guards.no_room(best=True): return self._full(why)
         path = self.out/'checkpoints'/BEST
         self.saver.save(path, self.model, self.tokenizer)
         self.emit('checkpoint', step=self.step, path=path.relative_to(self.out).as_posix(), best=True)
 
     def _tidy(self):
-        # what a run that was killed in the middle of writing left: unfinished files, or the best model between two names
-        best = self.out/'checkpoints'/BEST
-        old = best.with_name(f'.{BEST}.old')
-        if old.is_dir() and not best.exists(): os.replace(old, best)
-        for p in [*(p for n in RUN_FILES for p in self.out.glob(f'.{n}.*.tmp')), *best.parent.glob('.*step-*.tmp'), *best.parent.glob(f'.{BEST}.*')]:
+        # what a run that was killed in the middle of writing left: unfinished files, or a checkpoint between two names
+        saved = self.out/'checkpoints'
+        for old in saved.glob('.*.old'):
+            if not (now := saved/old.name[1:-4]).exists(): os.replace(old, now)
+        for p in [*(p for n in RUN_FILES for p in self.out.glob(f'.{n}.*.tmp')), *saved.glob('.*step-*.*'), *saved.glob(f'.{BEST}.*')]:
             shutil.rmtree(p) if p.is_dir() else p.unlink()
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-load
 class Loading(Saving):
     "Taking over a checkpoint."
     def load(self,
-        folder, # a `checkpoints/step-N` of this run
+        folder, # a `checkpoints/step-N` of this run; None begins anew what was killed before its first
     ):
         "Take over the state of a checkpoint of this run; raises `CodetteError` naming what differs if it belongs to another."
+        if folder is None:
+            with self.lock: self._tidy(); self.metrics.cut(0)
+            return
         folder = check_checkpoint(folder)
         with self.lock:
             self._tidy()
@@ -142,7 +156,7 @@ class Loading(Saving):
         state, tensors = load_state(folder, self._identity(), self.model) # everything is checked before anything is changed
         rng = {k: tensors.pop(k) for k in list(tensors) if k.startswith('rng|')}
         self.batches.load_state(state['sampler'])
-        load_optimizer_state(self.optimizer, tensors)
+        self.optimizer.load_state(tensors)
         load_weights(folder, self.model)
         torch.set_rng_state(rng['rng|cpu'])
         if 'rng|cuda' in rng and self.model.device.type == 'cuda': torch.cuda.set_rng_state(rng['rng|cuda'])
@@ -150,6 +164,7 @@ class Loading(Saving):
         self.config = replace(self.config, max_steps=state['max_steps'])
         self.tokens, self.elapsed, self.last = state['tokens'], state['elapsed'], state['last']
         self.lr_scale, self.applied, self.rollbacks = state['lr_scale'], state['applied'], state['rollbacks']
+        self.withdrawn = state['withdrawn']
         self.best = math.inf if state['best'] is None else state['best']
         self._losses = [torch.tensor(l, device=self.model.device) for l in state['losses']]
         for f in self.listeners:
@@ -165,12 +180,14 @@ class Loading(Saving):
             raise CodetteError(f"{sorry}; {self.rollbacks} times the run fell back and went on at half the rate; the checkpoints up to step {self.saved} are good")
         self.saver.wait()
         if not any((self.out/'checkpoints').glob('step-*')): raise CodetteError(f"{sorry}; there is no checkpoint yet to fall back to")
-        before, count, scale = self.step, self.rollbacks + 1, self.lr_scale/2
-        elapsed = self.elapsed
+        before, count, done, elapsed = self.step, self.rollbacks + 1, self.applied, self.elapsed
+        for o in self.optimizer.optimizers: o.state.clear() # a checkpoint before the first step holds none
         self._restore(latest_checkpoint(self.out))
-        self.rollbacks, self.lr_scale, self.elapsed = count, scale, elapsed
-        self._record('lr', dict(factor=scale))
-        self.emit('rollback', step=self.step, from_step=before, factor=scale, reason=reason)
+        self.rollbacks, self.lr_scale, self.elapsed = count, self.lr_scale/2, elapsed
+        # a rate that was asked for since is part of what went wrong; other commands are done again at their steps
+        self.withdrawn += [c for c in self.controls[self.applied:done] if c['command'] == 'lr' and c not in self.withdrawn]
+        self.emit('rollback', step=self.step, from_step=before, factor=self.lr_scale, reason=reason)
+        self.save() # a run that is killed from here on goes on at this rate
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-measuring
 class Measuring(Loading):
@@ -182,6 +199,10 @@ class Measuring(Loading):
         self.emit('eval', step=self.step, tokens=self.tokens, **self.last, sets=sets)
         if self.last['loss'] < self.best: self.best = self.last['loss']; self.save_best()
         return sets
+
+    def held_out_loss(self) -> float: # nats per token
+        "The loss on the first held-out set, as it is now."
+        return measure(self.model, next(iter(self.eval_sets.values())), self.config.eval_windows, autocast=self.autocast)['loss']
 
     def sample(self,
         prompt=None, # text or chat messages; None for `sample_prompt`
@@ -231,21 +252,20 @@ class Stepping(Measuring):
     def _train_step(self):
         # one optimizer step; the loss and the gradient norm before clipping, or None where the run fell back
         c = self.config
-        factor = self.lr_scale*lr_factor(self.step, c.max_steps, c.warmup_steps, c.schedule, c.decay)
-        self.optimizer.zero_grad()
+        factor = self.lr_scale*lr_factor(self.step, c.max_steps, c.warmup_steps, c.schedule, c.decay, c.floor)
+        while self.guards.passes_over(self.batches.state()): self._pass_over()
+        self.optimizer.before_backward(factor)
         loss = self._gradient()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.max_grad_norm)
-        if wrong := self.judge(loss, norm): self.roll_back(wrong); return None
-        self.optimizer.step(factor)
+        norm = self.optimizer.after_backward(c.max_grad_norm)
+        if wrong := self.guards.judge(self.step + 1, loss, norm): self.roll_back(wrong); return None
+        self.optimizer.step()
         self.step += 1
         return loss, norm
 
-    def judge(self,
-        loss, # of the step, a tensor
-        norm, # of its gradient
-    ) -> str|None:
-        "Why this step must not be taken; None if it may."
-        if not torch.isfinite(norm): return f"the loss is {float(loss):.4g} and the gradient norm {float(norm):.4g}"
+    def _pass_over(self):
+        # the batches of a step that broke the run before
+        windows, length = self._shape(self.step)
+        for _ in range(self.config.grad_accum): self.batches.next(windows, length if length < self.model.config.context_length else None)
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-loop
 class Loop(Stepping):
@@ -255,7 +275,7 @@ class Loop(Stepping):
         made, self._logged = self.tokens - self._logged, self.tokens
         self._losses, waited, self._waited = [], self._waited, 0.
         left = self.tokens_until(self.total_steps) - self.tokens
-        self.emit('step', step=self.step, loss=loss, lr=self.optimizer.groups[0]['lr'], grad_norm=norm, tokens=self.tokens,
+        self.emit('step', step=self.step, loss=loss, lr=self.optimizer.lr, grad_norm=norm, tokens=self.tokens,
                   tokens_per_second=made/max(seconds, 1e-9), data=waited/max(seconds, 1e-9), elapsed=self.elapsed,
                   time_left=(self.elapsed - self._begun)/max(1, self.tokens - self._first)*left)
 
@@ -269,6 +289,7 @@ class Loop(Stepping):
 
     def _steps(self):
         seconds, measured = 0., None
+        if self.config.max_rollbacks and not any((self.out/'checkpoints').glob('step-*')): self.save() # something to fall back to
         self._boundary()
         while self.step < self.total_steps and not self._stop:
             t = time.perf_counter()
@@ -301,10 +322,10 @@ class Loop(Stepping):
         c = self.config
         if c.compile == 'layers': self.model.compile_layers()
         self._inbox = Inbox(self.out)
-        with self.lock, kept_memory(c.device == 'cpu' and not c.low_memory), self._ctrl_c():
+        with self.lock, kept_memory(c.device == 'cpu' and not c.low_memory), returned_memory(c.low_memory), self._ctrl_c():
             self.batches = Prefetch(self.sampler, c.prefetch, int(c.prefetch > 0))
             try: yield; self.saver.wait()
-            finally: self.batches.close()
+            finally: self.saver.settle(); self.batches.close() # nothing is written once the folder is free
 
     def fit(self,
         quiet=False, # True prints nothing
@@ -356,16 +377,18 @@ class CodetteTrainer(Loop):
         self._begin(resume, replay, meta)
         self.metrics, self.log = MetricsFile(self.out/'metrics.jsonl'), Log(self.out/'train.log')
         self.listeners += [self.metrics, ScoreListener(lambda e: self.emit(**e), self.config.max_grad_norm), self.log]
-        if self.config.patience: self.listeners.append(EarlyStopping(self.stop, self.config.patience))
+        self.guards = Guards(self)
+        self.listeners.append(self.guards)
 
     def _prepare(self, model):
         c = self.config
         self.step, self.saved, self.tokens, self.elapsed, self.rollbacks = 0, 0, 0, 0., 0
         self.best, self.last, self._losses, self.sample_prompt = math.inf, {}, [], ''
         set_seed(c.seed); torch.set_num_threads(c.threads)
-        model.checkpointing = c.checkpointing
+        model.checkpointing = c.checkpointing or c.low_memory
         model.to(c.device).train()
-        self.optimizer = Optimizer(model, c.optimizer, c.lr, c.muon_lr, c.weight_decay, passes=c.muon_passes)
+        if c.low_memory: self.optimizer = LowMemory(model, c.lr, c.weight_decay, c.seed, c.grad_accum)
+        else: self.optimizer = Optimizer(model, c.optimizer, c.lr, c.muon_lr, c.weight_decay, (.9, c.beta2), c.muon_passes, c.momentum)
 
     def _begin(self, resume, replay, meta):
         # the folder, and what has to be done again at its step
@@ -389,7 +412,7 @@ class CodetteTrainer(Loop):
     @property
     def tokens_per_step(self) -> int: return self.config.batch_size*self.config.grad_accum*self.model.config.context_length
 
-    def autocast(self): return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.dtype == 'bfloat16')
+    def autocast(self): return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.dtype == 'bfloat16' and not self.config.low_memory)
 
     def __repr__(self): return f'CodetteTrainer(step {self.step:,} of {self.total_steps:,}, {self.model!r}, out={str(self.out)!r})'
 
