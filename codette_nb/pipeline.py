@@ -35,7 +35,7 @@ from .quantize.verify import sample_texts, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
 from .train.config import TrainingConfig
 from .train.guards import Deadline
-from .train.plan import LAPTOP, Chores, LittleText, PeakMemory, Plan, about_model, check_memory, check_request, make_plan
+from .train.plan import LAPTOP, Chores, LittleText, PeakMemory, Plan, Stopwatch, about_model, check_memory, check_request, make_plan
 from .train.probe import settle
 from .train.trainer import CodetteTrainer, check_out
 
@@ -365,9 +365,9 @@ def chores_of(
     records = text.split.train
     some, past = '\n'.join(map(render, records[::10])), '\n'.join(map(render, records))
     def seconds(f):
-        t = time.perf_counter()
+        watch = Stopwatch()
         f()
-        return time.perf_counter() - t
+        return watch.seconds
     trigram = NgramModel(2048, 3)
     a_byte = seconds(lambda: trigram.fit(tokenizer.document(records)))/len(past)
     held_byte = seconds(lambda: evaluate(trigram, tokenizer, records[::10]))/len(some)
