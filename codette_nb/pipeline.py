@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'read_data', 'make_mixer', 'open_part', 'build_split', 'data_sha256', 'build_tokenizer', 'training_set',
-           'new_run', 'run_split', 'open_run', 'export_run', 'finish_run', 'measure_run', 'ask_run', 'Interrupted',
-           'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan', 'quick_train', 'make_recipe', 'train_run',
-           'resume_run', 'main']
+           'new_model', 'new_run', 'run_split', 'open_run', 'export_run', 'finish_run', 'measure_run', 'ask_run',
+           'Interrupted', 'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan', 'quick_train', 'make_recipe',
+           'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
 import hashlib, json, os, platform, shlex, sys, time
@@ -34,6 +34,7 @@ from .quantize.ollama import write_modelfile
 from .quantize.verify import sample_texts, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
 from .train.config import TrainingConfig
+from .train.lowmemory import create_low_memory_model
 from .train.guards import Deadline
 from .train.plan import LAPTOP, Chores, LittleText, PeakMemory, Plan, Stopwatch, about_model, check_memory, check_request, make_plan
 from .train.probe import settle
@@ -152,6 +153,15 @@ def training_set(
     return TextDataset(docs, tokenizer, recipe.model.context_length, recipe.training.seed, shuffle=not split.ordered)
 
 # %% ../nbs/90_pipeline.ipynb #pi-run
+def new_model(
+    recipe: Recipe, # with its device settled
+) -> CustomTransformer:
+    "A model with the random weights of a recipe's seed."
+    set_seed(recipe.mixing.seed)
+    t = recipe.training
+    if t.low_memory: return create_low_memory_model(recipe.model, recipe.mixing.seed, t.device, t.zero_init)
+    return CustomTransformer(recipe.model, t.zero_init)
+
 def _sample_prompt(split):
     # a held-out question about the model itself, to be answered from time to time
     asked = [r for records in split.held_out.values() for r in records if r.category == 'self_reference' and len(r.messages) == 2]
@@ -172,10 +182,9 @@ def new_run(
     recipe = replace(recipe, training=training)
     split = build_split(recipe, quiet) # what `force` deletes is deleted by the trainer, when nothing can be wrong with the input any more
     tokenizer = build_tokenizer(recipe, split)
-    set_seed(recipe.mixing.seed)
     meta = dict(recipe=asdict(recipe), data_sha256=data_sha256(split), python=platform.python_version(),
                 skipped=split.skipped, plan=plan.to_dict() if plan else None)
-    trainer = CodetteTrainer(CustomTransformer(recipe.model), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, out, force,
+    trainer = CodetteTrainer(new_model(recipe), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, out, force,
                              meta=meta, choice=plan.choice if plan else choice)
     trainer.sample_prompt = _sample_prompt(split)
     return trainer, split
@@ -201,9 +210,9 @@ def open_run(
 ): # (trainer, split, recipe)
     "A trainer that stands where the last checkpoint of a run left it; see `run_split`."
     recipe, split = run_split(run, quiet)
-    folder = latest_checkpoint(run)
-    tokenizer = load_tokenizer(folder)
-    trainer = CodetteTrainer(CustomTransformer(recipe.model), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, run, resume=True)
+    folder = latest_checkpoint(run, begin=True) # None: it was killed before its first, and begins again
+    tokenizer = load_tokenizer(folder) if folder else build_tokenizer(recipe, split)
+    trainer = CodetteTrainer(new_model(recipe), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, run, resume=True)
     trainer.sample_prompt = _sample_prompt(split)
     trainer.load(folder)
     return trainer, split, recipe

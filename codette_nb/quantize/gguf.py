@@ -62,7 +62,7 @@ def open_weights(
 ):
     "The opened file; raises `CodetteError` unless it holds exactly the tensors of `c`."
     refuse_pickle(weights)
-    try: f = safe_open(weights, framework='np')
+    try: f = safe_open(weights, framework='pt')
     except (SafetensorError, OSError) as e: raise CodetteError(f"{weights} is damaged: {e}") from e
     want, have = tensor_shapes(c), set(f.keys()) - {'lm_head.weight'} # a tied head is the embedding once more
     for n in want.keys() - have: raise CodetteError(f"{weights} lacks the tensor {n}")
@@ -71,8 +71,8 @@ def open_weights(
         s = f.get_slice(n)
         if (got := tuple(s.get_shape())) != shape:
             raise CodetteError(f"{weights}: {n} is {got}, but config.json makes it {shape}")
-        if (kind := s.get_dtype()) not in ('F32', 'F16'):
-            raise CodetteError(f"{weights}: {n} is stored as {kind}: only F32 and F16 are read")
+        if (kind := s.get_dtype()) not in ('F32', 'F16', 'BF16'):
+            raise CodetteError(f"{weights}: {n} is stored as {kind}: only F32, F16 and BF16 are read")
     return f
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-vocab
@@ -163,7 +163,7 @@ class _Rows:
         *_, columns = shape = self.plan.shape
         step = max(1, self.chunk//columns) if len(shape) == 2 else columns
         for i in range(0, shape[0], step):
-            x = self.slice[i:min(i + step, shape[0])].astype(np.float32).reshape(-1, columns)
+            x = self.slice[i:min(i + step, shape[0])].float().numpy().reshape(-1, columns)
             _refuse_values(x, self.plan)
             f.write(quantise(x, self.plan.format).data)
 

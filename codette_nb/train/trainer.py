@@ -88,9 +88,11 @@ def clear_out(
 class Saving(Obeying):
     "Checkpoints of a trainer: the best model to use, and the last few states to resume from."
     def _identity(self):
+        # computed once: it hashes all the text
         c = self.config
-        return identity(self.model, self.tokenizer, self.train_set, **{k: getattr(c, k) for k in (
+        if self._who is None: self._who = identity(self.model, self.tokenizer, self.train_set, **{k: getattr(c, k) for k in (
             'optimizer', 'muon_passes', 'low_memory', 'batch_size', 'grad_accum', 'seed', 'device', 'dtype', 'threads', 'compile')})
+        return self._who
 
     def _state(self):
         keep = {type(f).__name__: f.state() for f in self.listeners if hasattr(f, 'state')}
@@ -106,7 +108,8 @@ class Saving(Obeying):
         if wrong := self.guards.settle(): return self.roll_back(wrong)
         if why := self.guards.no_room(): return self._full(why)
         path = self.out/'checkpoints'/f'step-{self.step}'
-        self.saver.save(path, self.model, self.tokenizer, *self._state(), keep=self.config.keep)
+        saved = self.saver.save(path, self.model, self.tokenizer, *self._state(), keep=self.config.keep)
+        if saved.note and saved.note != self._noted: self._noted = saved.note; self.warn('disk', f'the checkpoint was written while training stood still: {saved.note}')
         self.saved = self.step
         self.emit('checkpoint', step=self.step, path=path.relative_to(self.out).as_posix(), best=False)
         return path
@@ -362,7 +365,7 @@ class CodetteTrainer(Loop):
         replay=None,            # another run folder, whose lasting commands are given again at the same steps
     ):
         super().__init__()
-        self.model, self.tokenizer, self.out, self.lock, self.saver = model, tokenizer, Path(out), RunLock(out), Saver()
+        self.model, self.tokenizer, self.out, self.lock, self.saver = model, tokenizer, Path(out), RunLock(out), Saver(False if config.low_memory else None)
         if tokenizer.vocab_size != model.config.vocab_size:
             raise CodetteError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.config.vocab_size} rows: they must be equal")
         if config.length_ramp and model.config.context_length % 4: raise CodetteError(f"length_ramp needs a context that 4 divides, and {model.config.context_length} is none")
@@ -383,7 +386,7 @@ class CodetteTrainer(Loop):
     def _prepare(self, model):
         c = self.config
         self.step, self.saved, self.tokens, self.elapsed, self.rollbacks = 0, 0, 0, 0., 0
-        self.best, self.last, self._losses, self.sample_prompt = math.inf, {}, [], ''
+        self.best, self.last, self._losses, self.sample_prompt, self._who, self._noted = math.inf, {}, [], '', None, ''
         set_seed(c.seed); torch.set_num_threads(c.threads)
         model.checkpointing = c.checkpointing or c.low_memory
         model.to(c.device).train()
