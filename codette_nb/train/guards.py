@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENOUGH_EPOCHS', 'EarlyStopping', 'Deadline', 'Gap', 'worth', 'Repeats', 'Spikes', 'Verdict', 'Late', 'ZeroGradient',
-           'folder_bytes', 'short_of_space', 'Extraction', 'reproduced', 'draw', 'find_span', 'by_chance', 'Leak',
-           'Canary', 'canaries', 'canary_records', 'exposure', 'make_room', 'Judging', 'Guards', 'checkpoint_bytes',
-           'no_room']
+           'regularisation', 'folder_bytes', 'short_of_space', 'Extraction', 'reproduced', 'draw', 'find_span',
+           'by_chance', 'Leak', 'Canary', 'canaries', 'canary_records', 'exposure', 'make_room', 'Judging', 'Guards',
+           'checkpoint_bytes', 'no_room']
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-imports
 import math, random, shutil
@@ -226,6 +226,19 @@ class ZeroGradient:
 
     def state(self) -> dict: return dict(suspects=sorted(self.suspects), told=sorted(self.told))
     def load_state(self, s: dict): self.suspects, self.told = set(s['suspects']), set(s['told'])
+
+# %% ../../nbs/32c_train.guards.ipynb #gd-reg
+def regularisation(
+    parameters: int,      # of the model
+    tokens_planned: int,  # that training will take
+    tokens_distinct: int, # that there are
+) -> tuple:               # weight decay, and dropout
+    "What holds a model back as far as its text is repeated; raises `CodetteError` if there is no text."
+    if tokens_distinct < 1: raise CodetteError(f"tokens_distinct is {tokens_distinct}: there must be text to train on")
+    epochs = tokens_planned/tokens_distinct
+    often = min(1., max(0., math.log(max(1., epochs)/ENOUGH_EPOCHS)/math.log(4)))   # 0 up to 4 epochs, 1 from 16 on
+    decay = .01*100**often
+    return float(f'{decay:.2g}'), .1 if often > 0 and parameters >= 50_000_000 else 0.
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-disk
 def folder_bytes(
