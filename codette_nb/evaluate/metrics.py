@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'SETS_HEAD', 'xz_bits_per_byte', 'windows', 'token_losses', 'Evaluation', 'split_by', 'html_table', 'evaluate',
-           'Comparison', 'sets_cells', 'sets_table', 'compare', 'Extraction', 'extraction', 'Memorisation',
-           'memorisation', 'longest_overlap']
+           'Comparison', 'sets_cells', 'sets_table', 'compare', 'extraction', 'Memorisation', 'memorisation',
+           'longest_overlap']
 
 # %% ../../nbs/50_evaluate.metrics.ipynb #met-imports
 import html, lzma, math, random, time
@@ -17,6 +17,7 @@ import torch
 from ..core import CodetteError, progress_bar
 from ..data.ngrams import NgramModel
 from ..data.records import Record, render
+from ..train.guards import Extraction, reproduced
 
 # %% ../../nbs/50_evaluate.metrics.ipynb #met-xz
 @lru_cache(maxsize=4)
@@ -245,21 +246,6 @@ def compare(
                          xz_alone=xz_bits_per_byte(text), xz_given_train=xz_bits_per_byte(text, past))
     return Comparison(out)
 
-# %% ../../nbs/50_evaluate.metrics.ipynb #met-mem
-@dataclass(frozen=True)
-class Extraction:
-    "How much of some documents a model reproduces."
-    extracted: int   # continuations reproduced whole
-    samples: int     # continuations tried, at most one a document; 0 if no document was long enough
-    matched: float   # mean number of tokens reproduced before the first that differs
-    prefix: int      # tokens given
-    length: int      # tokens asked for
-
-    @property
-    def rate(self) -> float:
-        "Share of continuations reproduced whole; 0 if none was tried."
-        return self.extracted/max(self.samples, 1)
-
 # %% ../../nbs/50_evaluate.metrics.ipynb #met-mem1
 def extraction(
     model, tokenizer, # see `evaluate`
@@ -277,9 +263,7 @@ def extraction(
     documents = rng.sample(documents, min(limit, len(documents)))
     starts = [rng.randrange(len(d) - n + 1) for d in documents]
     if not documents: return Extraction(0, 0, 0., prefix, length)
-    _, hits = token_losses(model, [d[s:s + n] for d, s in zip(documents, starts)], quiet=True)
-    hits = hits.reshape(-1, n - 1)[:, prefix - 1:]
-    matched = np.cumprod(hits, 1).sum(1)
+    matched = reproduced(model, [d[s:s + n] for d, s in zip(documents, starts)], prefix)
     return Extraction(int((matched == length).sum()), len(documents), float(matched.mean()), prefix, length)
 
 # %% ../../nbs/50_evaluate.metrics.ipynb #met-mem2
