@@ -415,7 +415,8 @@ class Planner:
 
     def training(self, config, windows, steps=500) -> TrainingConfig:
         "How a size is trained with so many windows to a step."
-        changes = dict(max_steps=steps, batch_size=windows, eval_every=max(1, steps//6), save_every=max(1, steps//4), sample_every=max(1, steps//6)) | self.changes
+        every = {} if 'max_steps' in self.changes else dict(eval_every=max(1, steps//6), save_every=max(1, steps//4), sample_every=max(1, steps//6))
+        changes = dict(max_steps=steps, batch_size=windows) | every | self.changes
         found = {k: getattr(self.choice, k) for k in ('dtype', 'threads')} | dict(compile='none') if self.choice else {}
         return TrainingConfig.laptop(device=self.device.type, **found | changes)
 
