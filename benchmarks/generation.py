@@ -4,7 +4,8 @@
     python benchmarks/generation.py --sizes nano --new 32
 
 Models have random weights. Both libraries get the same prompt, make the same number of new tokens with two threads and a
-key/value cache, and take turns; a turn of ours includes laying out the weights. The ratio is the median of the turns' ratios.
+key/value cache, and take turns; a turn of ours includes laying out the weights. Ratios are medians of the turns' ratios, in float32
+on both sides and with bfloat16 matrices on both sides; `mixed` is our bfloat16 beside their float32.
 """
 import argparse, statistics, time
 import torch
@@ -26,19 +27,25 @@ def measure(size, new, runs, prompt=32, batch=8):
     model = create_codette_model(size).eval()
     ids, hf = torch.randint(8, model.config.vocab_size, (1, prompt)), theirs(model)
     hf.generation_config.eos_token_id = hf.generation_config.bos_token_id = None
-    def peer(): return hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=True, max_new_tokens=new, min_new_tokens=new,
+    def peer(hf=hf): return hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=True, max_new_tokens=new, min_new_tokens=new,
                                    pad_token_id=0)[0, prompt:].tolist()
     def ours(): return list(generate_ids(model, ids[0].tolist(), new, Sampling(0.)))
+    def ours_bf16(): return list(generate_ids(model, ids[0].tolist(), new, Sampling(0.), precision='bfloat16'))
+    half = theirs(model).bfloat16()
+    half.generation_config.eos_token_id = half.generation_config.bos_token_id = None
+    def peer_bf16(): return peer(half)
     def drawn(): return list(generate_ids(model, ids[0].tolist(), new, Sampling(repetition_penalty=1.1), seed=0))
     def rows(): return list(generate_rows(model, [ids[0].tolist()]*batch, new, Sampling(0.)))
-    functions, seconds = dict(ours=ours, transformers=peer, ours_sampling=drawn, ours_batch=rows), {}
+    functions, seconds = dict(ours=ours, transformers=peer, ours_bf16=ours_bf16, transformers_bf16=peer_bf16, ours_sampling=drawn, ours_batch=rows), {}
+    ours_bf16(); peer_bf16()
     same = ours() == peer()                                                # warms up as well
     for _ in range(runs):
         for name, f in functions.items():
             t = time.perf_counter(); f(); seconds.setdefault(name, []).append(time.perf_counter() - t)
     rate = {k: new*(batch if k == 'ours_batch' else 1)/statistics.median(v) for k, v in seconds.items()}
+    def ratio(a, b): return statistics.median(x/y for x, y in zip(seconds[a], seconds[b]))
     return dict(parameters=model.num_parameters(), same_ids=same, tokens_per_second=rate, batch=batch, new=new, prompt=prompt,
-                ratio=statistics.median(p/o for p, o in zip(seconds['transformers'], seconds['ours'])), seconds=seconds)
+                ratio=ratio('transformers', 'ours'), ratio_bf16=ratio('transformers_bf16', 'ours_bf16'), mixed=ratio('transformers', 'ours_bf16'), seconds=seconds)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,10 +57,11 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     found = {size: measure(size, a.new, a.runs) for size in a.sizes}
-    print(f"{'size':8}{'ours':>10}{'transformers':>14}{'ratio':>8}{'sampling':>10}{'8 at once':>11}  tokens a second; same ids")
+    columns = 'ours', 'transformers', 'ours_bf16', 'transformers_bf16', 'ours_sampling', 'ours_batch'
+    print(f"{'tokens/s':8}" + ''.join(f'{c:>19}' for c in columns) + '   ratio  bf16 mixed  same ids')
     for size, r in found.items():
-        t = r['tokens_per_second']
-        print(f"{size:8}{t['ours']:10.1f}{t['transformers']:14.1f}{r['ratio']:8.2f}{t['ours_sampling']:10.1f}{t['ours_batch']:11.1f}  {r['same_ids']}")
+        print(f'{size:8}' + ''.join(f"{r['tokens_per_second'][c]:19.1f}" for c in columns)
+              + f"{r['ratio']:8.2f}{r['ratio_bf16']:6.2f}{r['mixed']:6.2f}  {r['same_ids']}")
     if a.json: write_json(a.json, dict(threads=a.threads, runs=a.runs, torch=torch.__version__, sizes=found))
 
 if __name__ == '__main__': main()

@@ -88,18 +88,20 @@ class Decoder:
         model: CustomTransformer, # any; it is not changed, and later changes to it are not seen
         batch=1,                  # texts at a time
         size: int|None=None,      # tokens to hold for each, padding included; None for the whole context
+        precision='float32',      # of the matrices; 'bfloat16' rounds them to half the bytes
     ):
         c, self.length, self.pad_b = model.config, 0, None
         self.config, self.embed, self.final = c, model.embed_tokens.weight, (model.norm.weight, model.norm.bias)
         copy = sum(p.numel()*p.element_size() for p in model.parameters()) <= 1 << 30
-        turned = lambda w: w.T.contiguous() if copy else w.T                                        # (in, out)
+        self.dtype = torch.bfloat16 if precision == 'bfloat16' else self.embed.dtype
+        turned = lambda w: w.to(self.dtype).T if precision == 'bfloat16' else w.T.contiguous() if copy else w.T  # (in, out)
         pairs = torch.arange(c.hidden_size).view(c.num_heads, 2, -1).mT.flatten().to(model.device)  # of q's and k's rows
         self.layers = []
         for l in model.layers:
             a, n, m, f = l.self_attn, l.input_layernorm, l.post_attention_layernorm, l.mlp
             qkv = [torch.cat([getattr(a.q_proj, k)[pairs], getattr(a.k_proj, k)[pairs], getattr(a.v_proj, k)]) for k in ('weight', 'bias')]
-            self.layers.append((n.weight, n.bias, turned(qkv[0]), qkv[1], turned(a.o_proj.weight), a.o_proj.bias,
-                                m.weight, m.bias, turned(f.c_fc.weight), f.c_fc.bias, turned(f.c_proj.weight), f.c_proj.bias))
+            self.layers.append((n.weight, n.bias, turned(qkv[0]), qkv[1].to(self.dtype), turned(a.o_proj.weight), a.o_proj.bias.to(self.dtype), m.weight, m.bias,
+                                turned(f.c_fc.weight), f.c_fc.bias.to(self.dtype), turned(f.c_proj.weight), f.c_proj.bias.to(self.dtype)))
         self.head = turned(self.embed)
         half = c.head_size//2
         self.turn_td = torch.complex(model.rope.cos[:, :half].float(), model.rope.sin[:, :half].float())    # (context, D/2)
@@ -127,18 +129,18 @@ def read(
     mask = None if d.pad_b is None and (T == 1 or not d.length) else d._mask(T, end)
     x = d.embed[ids_bt.flatten()]                                                                  # (B·T, C)
     for i, (n_w, n_b, qkv_w, qkv_b, o_w, o_b, m_w, m_b, up_w, up_b, down_w, down_b) in enumerate(d.layers):
-        qkv = torch.addmm(qkv_b, F.layer_norm(x, (C,), n_w, n_b, eps), qkv_w).view(B, T, 3*H, D)
+        qkv = torch.addmm(qkv_b, F.layer_norm(x, (C,), n_w, n_b, eps).to(d.dtype), qkv_w).to(x.dtype).view(B, T, 3*H, D)
         qk = torch.view_as_complex(qkv[:, :, :2*H].float().unflatten(-1, (-1, 2)))*turn
         q, k = torch.view_as_real(qk).flatten(-2).to(qkv.dtype).transpose(1, 2).split(H, 1)        # (B, H, T, D)
         keys, values = d.kv[i, 0, :, :, :end], d.kv[i, 1, :, :, :end]
         keys[:, :, d.length:] = k
         values[:, :, d.length:] = qkv[:, :, 2*H:].transpose(1, 2)
         y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None and T > 1)
-        x = x + torch.addmm(o_b, y.transpose(1, 2).reshape(B*T, C), o_w)
-        h = torch.addmm(up_b, F.layer_norm(x, (C,), m_w, m_b, eps), up_w)
+        x = x + torch.addmm(o_b, y.transpose(1, 2).reshape(B*T, C).to(d.dtype), o_w)
+        h = torch.addmm(up_b, F.layer_norm(x, (C,), m_w, m_b, eps).to(d.dtype), up_w)
         x = x + torch.addmm(down_b, F.gelu(h, approximate='tanh'), down_w)
     d.length = end
-    return F.layer_norm(x.view(B, T, C)[:, -1], (C,), *d.final, eps)@d.head
+    return F.layer_norm(x.view(B, T, C)[:, -1], (C,), *d.final, eps).to(d.dtype)@d.head
 
 def read_prompts(
     d: Decoder,          # that has read nothing yet
@@ -151,11 +153,12 @@ def read_prompts(
     return read(d, torch.tensor([[0]*n + list(p) for n, p in zip(pad, prompts)], device=d.kv.device))
 
 # %% ../../nbs/22_model.generate.ipynb #gen-ids
-def _faults(model, prompts, max_tokens, seeds):
+def _faults(model, prompts, max_tokens, seeds, precision):
     room = model.config.context_length
     whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
     bad = [] if whole(max_tokens) and max_tokens > 0 else [f"max_tokens is {max_tokens!r}: it must be a whole number of at least 1"]
     bad += [f"seed is {s!r}: it must be a whole number, or None" for s in seeds if s is not None and not whole(s)]
+    if precision not in ('float32', 'bfloat16'): bad.append(f"precision is {precision!r}: it must be 'float32' or 'bfloat16'")
     if len(seeds) != len(prompts): bad.append(f"there are {len(seeds)} seeds for {len(prompts)} prompts: give one for all, or one for each")
     if not all(map(len, prompts)): bad.append("the prompt is empty: start with at least <bos>")
     bad += [f"the prompt has {len(p):,} tokens, which leaves no room in a context of {room:,}" for p in prompts if len(p) >= room]
@@ -169,15 +172,16 @@ def generate_rows(
     sampling=Sampling(),      # how a piece is drawn
     seeds=None,               # one for each prompt, None for another text each time
     stop_ids=(),              # ids that end a text; they are not yielded
+    precision='float32',      # of the matrices, or 'bfloat16'
 ):
     "Yield after each step a dictionary of row → id, for the rows that go on; send a set of rows to end them."
     seeds = [None]*len(prompts) if seeds is None else seeds
-    if bad := _faults(model, prompts, max_tokens, seeds): raise CodetteError('; '.join(bad))
+    if bad := _faults(model, prompts, max_tokens, seeds, precision): raise CodetteError('; '.join(bad))
     rngs = [torch.Generator() for _ in prompts]
     for g, seed in zip(rngs, seeds): g.seed() if seed is None else g.manual_seed(seed)
     left = {row: min(max_tokens, model.config.context_length - len(p)) for row, p in enumerate(prompts)}
-    d = Decoder(model, len(prompts), max(map(len, prompts)) + max(left.values()))
-    logits, last, s = read_prompts(d, prompts).cpu(), [0]*len(prompts), sampling
+    d = Decoder(model, len(prompts), max(map(len, prompts)) + max(left.values()), precision)
+    logits, last, s = read_prompts(d, prompts).float().cpu(), [0]*len(prompts), sampling
     seen = torch.zeros(logits.shape, dtype=torch.bool) if s.repetition_penalty != 1 else None
     for row, p in enumerate(prompts if seen is not None else ()): seen[row, p] = True
     while True:
@@ -190,15 +194,15 @@ def generate_rows(
         for row, i in new.items():
             last[row] = i
             if seen is not None: seen[row, i] = True
-        logits = read(d, torch.tensor(last, device=d.kv.device)[:, None]).cpu()
+        logits = read(d, torch.tensor(last, device=d.kv.device)[:, None]).float().cpu()
 
 def _draw(ids, p, rng): # where a number from 0 to 1 falls among the probabilities
     if len(ids) == 1: return int(ids)
     return int(ids[min(int(torch.searchsorted(p.cumsum(-1), torch.rand(1, generator=rng))), len(ids) - 1)])
 
-def generate_ids(model, ids, max_tokens=100, sampling=Sampling(), seed=None, stop_ids=()):
+def generate_ids(model, ids, max_tokens=100, sampling=Sampling(), seed=None, stop_ids=(), precision='float32'):
     "Yield one id after the other, for one prompt; the arguments are those of `generate_rows`."
-    for new in generate_rows(model, [list(ids)], max_tokens, sampling, [seed], stop_ids): yield new[0]
+    for new in generate_rows(model, [list(ids)], max_tokens, sampling, [seed], stop_ids, precision): yield new[0]
 
 # %% ../../nbs/22_model.generate.ipynb #gen-tail
 class TextTail:
@@ -234,17 +238,18 @@ def stream_batch(
     stop=(),             # strings that end a text; they are not shown
     seed=None,           # the same seed draws the same text; a list has one for each prompt
     tools=(),            # for chat messages: what the assistant may call
+    precision='float32', # of the matrices; 'bfloat16' reads half the bytes and may now and then choose another piece
     **sampling,          # fields of `Sampling`
 ):
     "Yield (row, piece of its text), as they come."
     if not prompts: return
     seeds, stop = list(seed) if isinstance(seed, (list, tuple)) else [seed]*len(prompts), [stop] if isinstance(stop, str) else list(stop)
     ids = [_prompt_ids(tokenizer, p, tools) for p in prompts]
-    bad = _sampling_faults(sampling) + _faults(model, ids, max_tokens, seeds)
+    bad = _sampling_faults(sampling) + _faults(model, ids, max_tokens, seeds, precision)
     bad += [f"stop holds {s!r}: it must be a text and not empty" for s in stop if not isinstance(s, str) or not s]
     if bad: raise CodetteError('; '.join(bad))
     tails = [TextTail(tokenizer, stop) for _ in prompts]
-    rows = generate_rows(model, ids, max_tokens, Sampling(**sampling), seeds, (tokenizer.eos_id, tokenizer.eot_id))
+    rows = generate_rows(model, ids, max_tokens, Sampling(**sampling), seeds, (tokenizer.eos_id, tokenizer.eot_id), precision)
     new = next(rows, None)
     while new is not None:
         for row, i in new.items():
