@@ -8,8 +8,8 @@ parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 readme = here/'README.md'
-extras = {k: cfg[f'{k}_requirements'].split() for k in ('files', 'teacher', 'dev')}
-extras['dev'] += extras['files'] + extras['teacher']  # everything that the tests touch
+extras = {k: cfg[f'{k}_requirements'].split() for k in ('files', 'teacher', 'tensorboard', 'dev')}
+extras['dev'] += extras['files'] + extras['teacher'] + extras['tensorboard']  # everything that the tests touch
 
 setup(
     name=cfg['lib_name'],

@@ -21,23 +21,33 @@ from .data.teacher import Teacher, teach, teach_async
 from .data.tokenizer import ByteTokenizer, SentencePieceTokenizer, SimpleTokenizer, load_tokenizer, save_tokenizer
 from .data.tools import TOOLS, Workspace, run_tool
 from .evaluate.answers import ask_all
-from .evaluate.metrics import compare, evaluate, memorisation
+from .evaluate.metrics import compare_baselines, evaluate, memorisation
 from .evaluate.report import Report, read_report
 from .model.config import PRESETS, Sizes, TransformerConfig, inference_memory, num_parameters, preset, training_memory
-from .model.generate import Sampling, generate, stream
+from .model.generate import Sampling, generate, generate_batch, stream, tidy
 from .model.transformer import (CustomTransformer, FeedForwardNetwork, MultiHeadAttention, RoPEPositionalEmbedding, TransformerLayer,
                                           create_codette_model)
-from .pipeline import Recipe, ask_run, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
+from .pipeline import Recipe, ask_run, experiment_of, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
 from .quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf
 from .quantize.ollama import write_modelfile
 from .quantize.runtime import LlamaCpp
 from .quantize.verify import verify_gguf
+from .train.ablation import Ablation, ablate
 from .train.checkpoint import LanguageModel, load, load_checkpoint, save_checkpoint
+from .train.config import TrainingConfig
+from .train.control import tell_run
+from .train.experiments import Between, Experiment, Sweep, compare, find_lr, sweep, to_tensorboard
+from .train.guards import canaries, exposure
+from .train.lock import RunLock, holder
+from .train.lowmemory import create_low_memory_model
 from .train.plan import make_plan
+from .train.probe import Choice, probe
 from .train.score import Score
-from .train.trainer import CodetteTrainer, TrainingConfig, train_codette_model
+from .train.trainer import CodetteTrainer, train_codette_model
+from .widgets.attach import panel
 from .widgets.mixer import MixerPanel
-from .widgets.panel import History, TrainingPanel
+from .widgets.history import History
+from .widgets.panel import TrainingPanel
 
 # %% ../nbs/98_all.ipynb #all-names
 __all__ = [name for name in dir() if not name.startswith('_')]

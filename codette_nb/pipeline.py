@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Recipe', 'read_data', 'make_mixer', 'open_part', 'build_split', 'data_sha256', 'build_tokenizer', 'training_set',
            'new_model', 'new_run', 'run_split', 'open_run', 'export_run', 'finish_run', 'measure_run', 'ask_run',
-           'Interrupted', 'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan', 'quick_train', 'make_recipe',
-           'train_run', 'resume_run', 'main']
+           'experiment_of', 'Interrupted', 'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan',
+           'quick_train', 'make_recipe', 'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
 import hashlib, json, os, platform, shlex, sys, time
@@ -24,7 +24,7 @@ from .data.shards import Shards
 from .data.sources import SOURCES
 from .data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from .evaluate.answers import Answers, ask_all
-from .evaluate.metrics import Comparison, NgramModel, compare, evaluate, memorisation, xz_bits_per_byte
+from .evaluate.metrics import Comparison, NgramModel, compare_baselines, evaluate, memorisation, xz_bits_per_byte
 from .evaluate.report import Report, ollama_name, read_report, write_model_card, write_report
 from .model.config import TransformerConfig, num_parameters, preset
 from .model.transformer import CustomTransformer
@@ -34,6 +34,7 @@ from .quantize.ollama import write_modelfile
 from .quantize.verify import sample_texts, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
 from .train.config import TrainingConfig
+from .train.experiments import Experiment
 from .train.lowmemory import create_low_memory_model
 from .train.guards import Deadline
 from .train.plan import LAPTOP, Chores, LittleText, PeakMemory, Plan, Stopwatch, about_model, check_memory, check_request, make_plan
@@ -286,7 +287,7 @@ def finish_run(
     run, times = trainer.out, dict(times or {}, training=trainer.elapsed)
     t = time.perf_counter()
     model, tokenizer = load_checkpoint(run, trainer.config.device)
-    measured = compare(model, tokenizer, split.train, split.held_out, quiet=quiet)
+    measured = compare_baselines(model, tokenizer, split.train, split.held_out, quiet=quiet)
     held_out = next(iter(split.held_out.values()))
     sources = {r.source for r in held_out}
     fits = model.config.context_length >= 99
@@ -327,7 +328,7 @@ def measure_run(
         sets[corpus.name] = corpus.records
     model, tokenizer = load_checkpoint(run, detect_device(device).type)
     _, split = run_split(run, quiet)
-    return compare(model, tokenizer, split.train, sets or split.held_out, quiet=quiet)
+    return compare_baselines(model, tokenizer, split.train, sets or split.held_out, quiet=quiet)
 
 def ask_run(
     run,           # run folder
@@ -339,6 +340,15 @@ def ask_run(
     model, tokenizer = load_checkpoint(run, detect_device(device).type)
     recipe, split = run_split(run, quiet)
     return ask_all(model, tokenizer, split.held_out, recipe.about, limit, quiet=quiet)
+
+# %% ../nbs/90_pipeline.ipynb #pi-exp-of
+def experiment_of(
+    recipe: Recipe, # what is trained, on what
+    quiet=False,    # True prints nothing but what had to be skipped
+) -> Experiment:
+    "A recipe as the base of a sweep or of a learning-rate finder; a curriculum's order is not kept."
+    split = build_split(recipe, quiet)
+    return Experiment(recipe.model, build_tokenizer(recipe, split), open_part(recipe) if recipe.shards else split.train, split.held_out, recipe.training)
 
 # %% ../nbs/90_pipeline.ipynb #pi-fit
 class Interrupted(CodetteError): "Training was stopped from outside; what was learnt is saved."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'SETS_HEAD', 'xz_bits_per_byte', 'windows', 'token_losses', 'Evaluation', 'split_by', 'html_table', 'evaluate',
-           'Comparison', 'sets_cells', 'sets_table', 'compare', 'extraction', 'Memorisation', 'memorisation',
+           'Comparison', 'sets_cells', 'sets_table', 'compare_baselines', 'extraction', 'Memorisation', 'memorisation',
            'longest_overlap']
 
 # %% ../../nbs/50_evaluate.metrics.ipynb #met-imports
@@ -226,7 +226,7 @@ def sets_table(
     return html_table(SETS_HEAD, [(name, *sets_cells(s)) for name, s in sets.items()])
 
 # %% ../../nbs/50_evaluate.metrics.ipynb #met-compare
-def compare(
+def compare_baselines(
     model,      # see `token_losses`
     tokenizer,  # with which it was trained
     train,      # records it was trained on

@@ -10,7 +10,7 @@ __all__ = ['X', 'Attached', 'gone_words', 'leave', 'wait', 'run_names', 'overlay
 import base64, html, math, os, threading, time, warnings
 from pathlib import Path
 from ..core import CodetteError, human_count, human_time, one_of, read_json
-from ..train.control import ask_run
+from ..train.control import tell_run
 from ..train.lock import LOCK, holder
 from .history import (PALETTE, STATUS, STYLE, Chart, History, Line, RunFile, _legend, _num, _png, _xy, chart_svg, draw_chart,
                                         history_png, read_history, summary, ticks)
@@ -58,7 +58,7 @@ class Attached(Asking):
         saved = sorted(self.folder.glob('checkpoints/step-*/trainer.json'), key=os.path.getmtime)
         return list(read_json(saved[-1]).get('sampler', {}).get('tokens', {})) if saved else []
 
-    def _send(self, command, args): ask_run(self.folder, command, **args)
+    def _send(self, command, args): tell_run(self.folder, command, **args)
     def __repr__(self): return f'Attached({self.folder.as_posix()!r}: {summary(self.history)})'
 
 # %% ../../nbs/60b_widgets.attach.ipynb #attach-follow
