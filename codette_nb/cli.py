@@ -302,11 +302,12 @@ def sweep_runs(
     args, # parsed arguments
 ):
     "`codette sweep`."
+    from codette_nb.pipeline import Interrupted
     from codette_nb.train.experiments import sweep
     if not args.vary: raise CodetteError("nothing is varied: give --vary FIELD=VALUE,VALUE")
     done = sweep(_experiment(args), args.out, args.steps, args.tokens, args.seconds, args.seeds, args.trials, args.seed, args.retry, args.json, **dict(map(_varied, args.vary)))
     _print_json(done.rows()) if args.json else print(done)
-    return 130 if done.left else 0
+    if done.left: raise Interrupted(f'{len(done.left)} of {len(done.points)} runs are not done: the same command goes on with them')
 
 def find_rate(
     args, # parsed arguments

@@ -152,6 +152,7 @@ class Optimizer:
             p = self.params.get(name.rsplit('|', 1)[0])
             if p is None or (v.dim() and v.shape != p.shape): raise CodetteError(f"the optimizer state of {name.rsplit('|', 1)[0]!r} does not fit this model")
         owner = {p: o for o in self.optimizers for g in o.param_groups for p in g['params']}
+        for o in self.optimizers: o.state.clear() # a state from before the first step holds nothing
         for name, v in tensors.items():
             k, key = name.rsplit('|', 1)
             p = self.params[k]

@@ -184,7 +184,6 @@ class Loading(Saving):
         self.saver.wait()
         if not any((self.out/'checkpoints').glob('step-*')): raise CodetteError(f"{sorry}; there is no checkpoint yet to fall back to")
         before, count, done, elapsed = self.step, self.rollbacks + 1, self.applied, self.elapsed
-        for o in self.optimizer.optimizers: o.state.clear() # a checkpoint before the first step holds none
         self._restore(latest_checkpoint(self.out))
         self.rollbacks, self.lr_scale, self.elapsed = count, self.lr_scale/2, elapsed
         # a rate that was asked for since is part of what went wrong; other commands are done again at their steps
@@ -236,7 +235,11 @@ class Stepping(Measuring):
         steps: int, # from the start
     ) -> int:
         "Tokens that so many steps take, as far as they are to come by the ramps of now."
-        return sum(self._shape(s)[0] for s in range(self.step, steps))*self.config.grad_accum*self.model.config.context_length + self.tokens
+        c, windows = self.config, 0
+        edges = 0, math.ceil(c.batch_ramp*c.max_steps/2), math.ceil(c.batch_ramp*c.max_steps), math.inf
+        for quarters, begin, end in zip((1, 2, 4), edges, edges[1:]):
+            windows += max(0, min(steps, end) - max(self.step, begin))*max(1, c.batch_size*quarters//4)
+        return self.tokens + windows*c.grad_accum*self.model.config.context_length
 
     def _gradient(self):
         # the loss of the next batches, and its gradient in the parameters
