@@ -25,7 +25,7 @@ from reference import Reference
 RATIO, AIM = 5, 8
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 128, 4, 64
 STEPS, BATCH, LR, LAST_LR, WARMUP = 2000, 12, 1e-3, 1e-4, 100
-OURS = dict(optimizer='muon', max_steps=170, batch_size=32, batch_ramp=.5, lr=2e-2, muon_lr=.04, momentum=.9, beta2=.99, schedule='wsd', decay=.5, floor=0.,
+OURS = dict(optimizer='muon', max_steps=155, batch_size=32, batch_ramp=.5, lr=2e-2, muon_lr=.04, momentum=.9, beta2=.99, schedule='wsd', decay=.5, floor=0.,
             warmup_steps=10, zero_init=True)
 
 @torch.no_grad()
