@@ -74,11 +74,14 @@ def test_killed_between_two_names(whole, tmp_path, monkeypatch):
     assert codette('train', '--resume', '--out', run, '--no-verify')[0] == 0
     same_end(run, whole)
 
-def test_killed_before_the_first_checkpoint(whole, tmp_path):
+def test_killed_before_the_first_checkpoint(whole, tmp_path, monkeypatch):
+    "It begins again."
     run = shutil.copytree(whole, tmp_path/'run')
     shutil.rmtree(run/'checkpoints')
-    code, _, err = codette('train', '--resume', '--out', run)
-    assert code == 1 and 'no checkpoint to resume from' in err and '--force' in err
+    tiny.shrink(monkeypatch.setattr)
+    code, _, err = codette('train', '--resume', '--out', run, '--no-verify')
+    assert code == 0, err
+    same_end(run, whole)
 
 def test_a_damaged_last_checkpoint_is_passed_over(whole, tmp_path, monkeypatch):
     run = shutil.copytree(whole, tmp_path/'run')
@@ -136,10 +139,10 @@ def test_no_room_while_saving(whole, tmp_path):
     "The limit on the size of a file strikes in the middle of the weights, as a full disk would."
     shutil.copy(whole.parent/'book.txt', tmp_path)
     run = tmp_path/'run'
-    code, _, err = finish(start(*arguments(tmp_path, 'run'), FULL=3))     # in the middle of step 12, the third that is saved
+    code, _, err = finish(start(*arguments(tmp_path, 'run'), FULL=4))     # in the middle of step 12, the fourth that is saved
     one_sentence(code, err)
     assert 'could not be saved' in err and 'what was saved before is whole' in err
-    assert {p.name for p in (run/'checkpoints').iterdir()} == {'model_best', 'step-6'} and not litter(run)
+    assert {p.name for p in (run/'checkpoints').iterdir()} == {'model_best', 'step-0', 'step-6'} and not litter(run)
     for p in (run/'checkpoints').iterdir(): check_checkpoint(p)
     assert load(run).generate('the', max_tokens=3, seed=0)
     assert events(run)[-1]['reason'] == 'error'
@@ -161,7 +164,7 @@ def test_full_disk(monkeypatch, tmp_path, name):
     code, _, err = codette(*arguments(tmp_path, 'run'))
     one_sentence(code, err)
     assert 'No space left on device' in err and 'model_best' in err
-    assert [p.name for p in (run/'checkpoints').iterdir()] == ['step-6'] and latest_checkpoint(run).name == 'step-6' and not litter(run)
+    assert {p.name for p in (run/'checkpoints').iterdir()} == {'step-0', 'step-6'} and latest_checkpoint(run).name == 'step-6' and not litter(run)
 
 def test_too_little_room_is_known_before(monkeypatch, tmp_path):
     tiny.shrink(monkeypatch.setattr)
