@@ -266,10 +266,10 @@ def panel(
     if len(runs) > 1: shown = Overlay(*runs); shown.show(); return shown
     run = Attached(runs[0])
     if before := _shown.pop(run.folder.resolve(), None): before.leave()
+    if not run.history.going: run._done.set()
     if reason := _no_panel(): print(f'No live panel, because {reason}.\n{summary(run.history)}'); return run
     from IPython.display import display
-    if not run.history.going:
-        run._done.set()
+    if run.done:
         display({'text/plain': f'{summary(run.history)}\n{how_back(run.folder)}',
                  'image/png': base64.b64encode(history_png(run.history)).decode()}, raw=True, metadata=_WIDE)
         return run
