@@ -65,7 +65,7 @@ def measure(size, mode, tokens=512, steps=3, lr=1e-3, limit=21.5, returned=1):
     predicted = training_memory(c, tokens, low_memory=mode == 'low', **({} if mode == 'low' else dict(optimizer=mode)))
     return dict(size=size, mode=mode, parameters=num_parameters(c), tokens=tokens, peak_bytes=done[-1]['peak'], predicted_bytes=predicted.total,
                 ratio=round(predicted.total/done[-1]['peak'], 3), limit_gib=LIMITS.get(size) if mode == 'low' else None,
-                seconds_to_make=lines[0]['made'], seconds_per_step=min(l['seconds'] for l in done[:-1]), losses=[round(l['loss'], 3) for l in done])
+                seconds_to_make=lines[0]['made'], seconds_per_step=min(l['seconds'] for l in done[:-1]), lr=lr, losses=[round(l['loss'], 3) for l in done])
 
 def table(rows):
     head = ['size', 'parameters', 'mode', 'tokens', 'peak', 'predicted', 'ratio', 'limit', 's/step', 'losses']
@@ -81,7 +81,7 @@ def main():
     p.add_argument('--modes', default='low,adamw,muon', help='what to train with; AdamW and Muon only up to mini')
     p.add_argument('--tokens', type=int, default=512, help='in a step, in windows of up to 512')
     p.add_argument('--steps', type=int, default=3, help='on the same windows; the loss is taken before each and after the last')
-    p.add_argument('--lr', type=float, default=1e-3)
+    p.add_argument('--lr', type=float, default=1e-3, help='without warm-up; large models want a few millionths')
     p.add_argument('--limit', type=float, default=21.5, help='GiB above which a process is stopped')
     p.add_argument('--plain-malloc', action='store_true', help='leave the allocator as it is')
     p.add_argument('--json', help='file to add the figures to; those of the same size, mode and tokens are replaced')
