@@ -244,6 +244,13 @@ def _wire(top: _Top, hand: _Hand, run):
         mixture(None)
     hand.even.on_click(even)
 
+# %% ../../nbs/60a_widgets.panel.ipynb #panel-unwire
+def _unwire(top: _Top, hand: _Hand):
+    "Let go of the run: ipywidgets keeps every widget for as long as the kernel lives, and through it would keep the model."
+    for b in (*top.buttons.values(), hand.plan, hand.sample, hand.save, hand.apply, hand.even): b._click_handlers.callbacks.clear()
+    for x in (hand.lr, hand.mix): x.unobserve_all()
+    hand.prompt._submission_callbacks.callbacks.clear()
+
 # %% ../../nbs/60a_widgets.panel.ipynb #panel-pulse
 LIVE_STYLE = """<style>
 .cdt-live{position:relative!important}
@@ -371,6 +378,7 @@ def _freeze(self):
     self.paint(); self.picture = None; self.draw()
     self.handle.update(self.static(), raw=True, metadata=_WIDE)
     self.below.update({'text/plain': how_back(self.run.folder)}, raw=True)
+    _unwire(self.top, self.hand)
 
 Panel.beat, Panel.draw, Panel.static, Panel.display, Panel.freeze, Panel._was = _beat, _draw, _static, _display, _freeze, False
 
