@@ -80,7 +80,7 @@ def test_force(monkeypatch, run):
     (run/'notes.txt').write_text('not of the run')
     argv = ['train', '--data', write_book(run.parent/'book.txt'), *BOOK, '--steps', 3, '--out', run, '--force', '--no-verify', '--json']
     assert as_json(codette(*argv))['training']['steps'] == 3
-    assert {p.name for p in (run/'checkpoints').iterdir()} == {'model_best', 'step-3'}
+    assert {p.name for p in (run/'checkpoints').iterdir()} == {'model_best', 'step-0', 'step-3'}
     assert (run/'notes.txt').read_text() == 'not of the run'
 
 def test_a_readme_is_never_overwritten(tmp_path):

@@ -75,7 +75,8 @@ def quick(monkeypatch, tmp_path):
     tiny.shrink(monkeypatch.setattr)
     monkeypatch.chdir(tmp_path)
     make_plan, prose = pipeline.make_plan, pipeline.python_docs()[::10]
-    monkeypatch.setattr(pipeline, 'make_plan', lambda *a, **kw: make_plan(*a, **kw, max_steps=6, eval_windows=4, vocab_size=512))
+    # six steps are few for any size, so the size is given too
+    monkeypatch.setattr(pipeline, 'make_plan', lambda minutes, size, device, **kw: make_plan(minutes, 'nano', device, **kw, max_steps=6, eval_windows=4, vocab_size=512))
     monkeypatch.setattr(pipeline, 'python_docs', lambda: prose)
     monkeypatch.setattr(pipeline.Recipe, '__post_init__', small_recipe(pipeline.Recipe.__post_init__))
     return tmp_path
