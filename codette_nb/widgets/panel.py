@@ -349,7 +349,7 @@ def _beat(self):
         begin = time.perf_counter()
         self.tick()
         paused = self.run.status == 'paused'
-        if paused != self._was or not paused and self._cost < self.budget/2*(self.active - self._kept): self._draw()
+        if paused and not self._was or not paused and self._cost < self.budget/2*(self.active - self._kept): self.draw()
         if self._beats % 5 == 0 or paused != self._was: self.below.update(self.static(), raw=True, metadata=_WIDE)
         self._was = paused
         self.seconds += (time.perf_counter() - begin)*(not paused)
