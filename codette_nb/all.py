@@ -39,7 +39,7 @@ from .train.control import tell_run
 from .train.experiments import Between, Experiment, Sweep, compare, find_lr, sweep, to_tensorboard
 from .train.guards import canaries, exposure
 from .train.lock import RunLock, holder
-from .train.lowmemory import create_low_memory_model
+from .train.lowmemory import create_low_memory_model, new_model
 from .train.plan import make_plan
 from .train.probe import Choice, probe
 from .train.score import Score

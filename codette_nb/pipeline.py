@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'read_data', 'make_mixer', 'open_part', 'build_split', 'data_sha256', 'build_tokenizer', 'training_set',
-           'new_model', 'new_run', 'run_split', 'open_run', 'export_run', 'finish_run', 'measure_run', 'ask_run',
-           'experiment_of', 'Interrupted', 'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan',
-           'quick_train', 'make_recipe', 'train_run', 'resume_run', 'main']
+           'new_run', 'run_split', 'open_run', 'export_run', 'finish_run', 'measure_run', 'ask_run', 'experiment_of',
+           'Interrupted', 'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan', 'quick_train', 'make_recipe',
+           'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
 import hashlib, json, os, platform, shlex, sys, time
@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from .core import CodetteError, check_device, detect_device, human_bytes, human_time, one_of, read_json, set_seed, write_json
+from .core import CodetteError, check_device, detect_device, human_bytes, human_time, one_of, read_json, write_json
 from .data.corpora import open_corpus, python_docs, read_corpus
 from .data.mixer import Mixer, Mixing, Split
 from .data.packing import TextDataset
@@ -27,7 +27,6 @@ from .evaluate.answers import Answers, ask_all
 from .evaluate.metrics import Comparison, NgramModel, compare_baselines, evaluate, memorisation, xz_bits_per_byte
 from .evaluate.report import Report, ollama_name, read_report, write_model_card, write_report
 from .model.config import TransformerConfig, num_parameters, preset
-from .model.transformer import CustomTransformer
 from .quantize.blocks import number_format
 from .quantize.gguf import GGUFConverter
 from .quantize.ollama import write_modelfile
@@ -35,7 +34,7 @@ from .quantize.verify import sample_texts, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
 from .train.config import TrainingConfig
 from .train.experiments import Experiment
-from .train.lowmemory import create_low_memory_model
+from .train.lowmemory import new_model
 from .train.guards import Deadline
 from .train.plan import LAPTOP, Chores, LittleText, PeakMemory, Plan, Stopwatch, about_model, check_memory, check_request, make_plan
 from .train.probe import settle
@@ -154,15 +153,6 @@ def training_set(
     return TextDataset(docs, tokenizer, recipe.model.context_length, recipe.training.seed, shuffle=not split.ordered)
 
 # %% ../nbs/90_pipeline.ipynb #pi-run
-def new_model(
-    recipe: Recipe, # with its device settled
-) -> CustomTransformer:
-    "A model with the random weights of a recipe's seed."
-    set_seed(recipe.mixing.seed)
-    t = recipe.training
-    if t.low_memory: return create_low_memory_model(recipe.model, recipe.mixing.seed, t.device, t.zero_init)
-    return CustomTransformer(recipe.model, t.zero_init)
-
 def _sample_prompt(split):
     # a held-out question about the model itself, to be answered from time to time
     asked = [r for records in split.held_out.values() for r in records if r.category == 'self_reference' and len(r.messages) == 2]
@@ -185,7 +175,7 @@ def new_run(
     tokenizer = build_tokenizer(recipe, split)
     meta = dict(recipe=asdict(recipe), data_sha256=data_sha256(split), python=platform.python_version(),
                 skipped=split.skipped, plan=plan.to_dict() if plan else None)
-    trainer = CodetteTrainer(new_model(recipe), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, out, force,
+    trainer = CodetteTrainer(new_model(recipe.model, recipe.training), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, out, force,
                              meta=meta, choice=plan.choice if plan else choice)
     trainer.sample_prompt = _sample_prompt(split)
     return trainer, split
@@ -213,7 +203,7 @@ def open_run(
     recipe, split = run_split(run, quiet)
     folder = latest_checkpoint(run, begin=True) # None: it was killed before its first, and begins again
     tokenizer = load_tokenizer(folder) if folder else build_tokenizer(recipe, split)
-    trainer = CodetteTrainer(new_model(recipe), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, run, resume=True)
+    trainer = CodetteTrainer(new_model(recipe.model, recipe.training), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, run, resume=True)
     trainer.sample_prompt = _sample_prompt(split)
     trainer.load(folder)
     return trainer, split, recipe

@@ -82,6 +82,17 @@ def opened(chromium, url, shot):
         raise
     finally: context.close()
 
+@contextmanager
+def notebook(chromium, lab, tmp_path, cells, shot):
+    "A new notebook with these cells, opened in JupyterLab, its kernel ready."
+    nb = nbf.v4.new_notebook(cells=[nbf.v4.new_code_cell(c) for c in cells],
+                             metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    nbf.write(nb, tmp_path/'work/panel.ipynb')
+    with opened(chromium, lab, shot) as page:
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', state='attached')
+        time.sleep(3)                              # widgets get ready a moment after the kernel does
+        yield page
+
 def run_cell(page, i):
     page.locator('.jp-Notebook .jp-CodeCell').nth(i).locator('.jp-InputPrompt').click()
     page.keyboard.press('Control+Enter')
@@ -100,12 +111,7 @@ def saved(tmp_path):
     return nbf.read(tmp_path/'work/panel.ipynb', 4).cells[1].outputs
 
 def test_training_panel(chromium, lab, tmp_path):
-    nb = nbf.v4.new_notebook(cells=[nbf.v4.new_code_cell(c) for c in CELLS],
-                             metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    nbf.write(nb, tmp_path/'work/panel.ipynb')
-    with opened(chromium, lab, tmp_path/'live.png') as page:
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]')
-        time.sleep(3)                              # widgets get ready a moment after the kernel does
+    with notebook(chromium, lab, tmp_path, CELLS, tmp_path/'live.png') as page:
         run_cell(page, 0)
         run_cell(page, 1)
         page.wait_for_selector('.cdt-charts', timeout=60_000)
@@ -186,12 +192,7 @@ import json
 print('taken ' + json.dumps(dict(weights=panel.mixing.weights, notes=sum(r.source == 'notes' for r in panel.mixer.split().train))))'''.split('\n====\n')
 
 def test_mixer_panel(chromium, lab, tmp_path):
-    nb = nbf.v4.new_notebook(cells=[nbf.v4.new_code_cell(c) for c in MIX_CELLS],
-                             metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    nbf.write(nb, tmp_path/'work/panel.ipynb')
-    with opened(chromium, lab, tmp_path/'live.png') as page:
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', state='attached')
-        time.sleep(3)                              # widgets get ready a moment after the kernel does
+    with notebook(chromium, lab, tmp_path, MIX_CELLS, tmp_path/'live.png') as page:
         run_cell(page, 0)
         run_cell(page, 1)
         bar = page.locator('.cdm-bar').first
@@ -288,12 +289,7 @@ time.sleep(1)
 run = panel('run')'''.split('\n====\n')
 
 def test_dead_kernel(chromium, lab, tmp_path):
-    nb = nbf.v4.new_notebook(cells=[nbf.v4.new_code_cell(c) for c in LOST_CELLS],
-                             metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    nbf.write(nb, tmp_path/'work/panel.ipynb')
-    with opened(chromium, lab, tmp_path/'lost.png') as page:
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status=idle]', state='attached')
-        time.sleep(3)
+    with notebook(chromium, lab, tmp_path, LOST_CELLS, tmp_path/'lost.png') as page:
         run_cell(page, 0)
         run_cell(page, 1)
         page.wait_for_selector('.cdt-charts', timeout=60_000)

@@ -7,6 +7,7 @@ __all__ = ['RoPEPositionalEmbedding', 'KVCache', 'causal_attention', 'MultiHeadA
            'TransformerLayer', 'head_loss', 'CustomTransformer', 'create_codette_model']
 
 # %% ../../nbs/21_model.transformer.ipynb #tf-imports
+from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -194,6 +195,14 @@ class CustomTransformer(nn.Module):
     def device(self): return self.embed_tokens.weight.device
 
     def num_parameters(self) -> int: return sum(p.numel() for p in self.parameters())
+
+    def set_dropout(self,
+        share: float, # of activations zeroed while training
+    ):
+        "Another dropout than the model was made with."
+        self.config = replace(self.config, dropout=share)
+        for m in self.modules():
+            if isinstance(m, nn.Dropout): m.p = share
 
     def compile_layers(self):
         "Translate the layers for training, at the first step; the weights keep their names. Each shape by itself, so that a resumed run gets the same bits."

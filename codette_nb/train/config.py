@@ -24,7 +24,7 @@ class TrainingConfig:
     muon_passes: int = 5          # of the polynomial that makes Muon's steps orthogonal
     momentum: float = 0.95        # share of the old direction that Muon keeps; 0.9 suits runs of a few hundred steps
     beta2: float = 0.95           # share of the old mean square that AdamW keeps
-    weight_decay: float = 0.01    # share of a matrix taken off in a step, times the rate
+    weight_decay: float|None = None # share of a matrix taken off in a step, times the rate; None for 0.01, and more, with dropout in a large model, where text is read over four times
     warmup_steps: int = 100       # steps of rising rate, at most a tenth of the run
     schedule: str = 'cosine'      # 'cosine', 'wsd' or 'constant'
     decay: float = 0.5            # 'wsd': share of the run in which the rate falls
@@ -76,7 +76,7 @@ class TrainingConfig:
                if isinstance(getattr(self, k), bool) or not isinstance(getattr(self, k), int) or getattr(self, k) < low]
         number = lambda k: isinstance(getattr(self, k), (int, float)) and not isinstance(getattr(self, k), bool) and math.isfinite(getattr(self, k))
         bad += [f"{k} is {getattr(self, k)!r}: it must be a number above 0" for k in ('lr', 'muon_lr', 'max_grad_norm') if not (number(k) and getattr(self, k) > 0)]
-        bad += [f"weight_decay is {self.weight_decay!r}: it must be a number of at least 0" for k in ('weight_decay',) if not (number(k) and self.weight_decay >= 0)]
+        if self.weight_decay is not None and not (number('weight_decay') and self.weight_decay >= 0): bad.append(f"weight_decay is {self.weight_decay!r}: it must be a number of at least 0, or None for what the amount of text asks for")
         bad += [f"{k} is {getattr(self, k)!r}: it must be a number from 0 to 1" for k in ('decay', 'floor', 'batch_ramp', 'length_ramp') if not (number(k) and 0 <= getattr(self, k) <= 1)]
         bad += [f"{k} is {getattr(self, k)!r}: it must be a number of at least 0 and below 1" for k in ('momentum', 'beta2') if not (number(k) and 0 <= getattr(self, k) < 1)]
         bad += [f"{k} is {getattr(self, k)!r}: it must be True or False" for k in ('zero_init', 'checkpointing', 'low_memory') if not isinstance(getattr(self, k), bool)]

@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import CodetteError, atomic_folder, human_count, human_time, one_of, read_json, set_seed, text_table, write_json
+from ..core import CodetteError, atomic_folder, human_count, human_time, one_of, read_json, text_table, write_json
 from ..data.packing import Sampler, TextDataset
 from ..data.shards import Shards, tokenizer_fingerprint
 from ..model.config import TransformerConfig
@@ -26,6 +26,7 @@ from .checkpoint import latest_checkpoint
 from .config import TrainingConfig
 from .guards import Deadline
 from .lock import holder
+from .lowmemory import new_model
 from .optim import Optimizer, ramp
 from .probe import settle
 from .trainer import CodetteTrainer
@@ -75,7 +76,7 @@ class RunLog:
 
     @property
     def ended(self) -> str:
-        "'finished', 'stopped', 'time', 'interrupted', 'error'; 'running', or 'unfinished' where nobody trains and nothing says how it ended."
+        "'finished', 'stopped', 'early', 'time', 'disk', 'interrupted', 'error'; 'running', or 'unfinished' where nobody trains and nothing says how it ended."
         tail = next((e for e in reversed(self.events) if e['event'] in ('start', 'step', 'eval', 'resume', 'stop')), {})
         if tail.get('event') == 'stop': return tail.get('reason', 'stopped')
         return 'running' if holder(self.folder) else 'unfinished' if tail else 'not begun'
@@ -307,8 +308,7 @@ class Experiment:
         config, choice = self._settled(model, config or changed)
         train, held = self.shards
         windows = lambda shards, seed: TextDataset(shards, self.tokenizer, model.context_length, seed)
-        set_seed(config.seed)
-        return CodetteTrainer(CustomTransformer(model), self.tokenizer, windows(train, config.seed), {k: windows(v, 0) for k, v in held.items()},
+        return CodetteTrainer(new_model(model, config), self.tokenizer, windows(train, config.seed), {k: windows(v, 0) for k, v in held.items()},
                               config, out, choice=choice, **kw)
 
 # %% ../../nbs/37_train.experiments.ipynb #f1bf5fc5
@@ -516,7 +516,7 @@ def point_name(
     return safe if exact else f'{safe}-{hashlib.sha256(json.dumps(changes, default=str).encode()).hexdigest()[:8]}'
 
 # %% ../../nbs/37_train.experiments.ipynb #6fd17f65
-DONE = 'finished', 'stopped', 'time'
+DONE = 'finished', 'stopped', 'early', 'time'
 
 def _spread(x): return statistics.stdev(x) if len(x) > 1 else None
 

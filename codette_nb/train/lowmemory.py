@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'M_MMAP_MAX', 'M_ARENA_MAX', 'round_stochastic', 'SecondMoment',
-           'slices', 'apply_gradient', 'LowMemory', 'create_low_memory_model', 'malloc_options', 'returned_memory']
+           'slices', 'apply_gradient', 'LowMemory', 'create_low_memory_model', 'new_model', 'malloc_options',
+           'returned_memory']
 
 # %% ../../nbs/31b_train.lowmemory.ipynb #lm-imports
 import ctypes, math, sys
@@ -13,9 +14,10 @@ from contextlib import contextmanager
 from functools import partial
 import torch
 from torch import nn
-from ..core import CodetteError
+from ..core import CodetteError, set_seed
 from ..model.config import TransformerConfig
 from ..model.transformer import CustomTransformer, RoPEPositionalEmbedding
+from .config import TrainingConfig
 
 # %% ../../nbs/31b_train.lowmemory.ipynb #lm-round
 def round_stochastic(
@@ -185,6 +187,16 @@ def create_low_memory_model(
     model.rope = RoPEPositionalEmbedding(config.head_size, config.context_length, config.rope_theta).to(device)
     model.checkpointing = True
     return model
+
+# %% ../../nbs/31b_train.lowmemory.ipynb #lm-new
+def new_model(
+    config: TransformerConfig, # the shape
+    training: TrainingConfig,  # its seed, `zero_init`, `low_memory` and device
+) -> CustomTransformer:
+    "A model with the random weights of a seed, in the precision that it will be trained in."
+    set_seed(training.seed)
+    if training.low_memory: return create_low_memory_model(config, training.seed, training.device, training.zero_init)
+    return CustomTransformer(config, training.zero_init)
 
 # %% ../../nbs/31b_train.lowmemory.ipynb #lm-malloc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8 # of glibc's malloc.h

@@ -9,6 +9,7 @@ __all__ = ['loss_improvement', 'unigram_entropy', 'progress', 'gradient', 'Score
 import math
 from dataclasses import dataclass
 import numpy as np
+from ..core import CodetteError
 
 # %% ../../nbs/30_train.score.ipynb #score05
 def loss_improvement(
@@ -27,7 +28,7 @@ def unigram_entropy(
     held_out=None,    # token ids that are measured, negative ones left out; None for the training split's own
     skip: int|None=None, # a token that is never predicted, as <bos>
 ) -> float:           # nats per token
-    "What the frequencies of single tokens cost; raises `ValueError` if there is nothing to explain."
+    "What the frequencies of single tokens cost; raises `CodetteError` if there is nothing to explain."
     n = np.bincount(np.asarray(tokens).ravel(), minlength=vocab_size).astype(float)
     if skip is not None: n[skip] = 0
     if held_out is not None:
@@ -35,7 +36,7 @@ def unigram_entropy(
         m, n = np.bincount(y[y >= 0], minlength=vocab_size), n + (np.arange(vocab_size) != skip)
         if skip is not None: m[skip] = 0
     else: m = n
-    if (m > 0).sum() < 2: raise ValueError("all tokens are the same: there is nothing to learn")
+    if (m > 0).sum() < 2: raise CodetteError("all tokens to be measured are the same: give held-out text in which there is something to learn")
     seen = m > 0
     return float(-(m[seen]*np.log(n[seen]/n.sum())).sum()/m.sum())
 

@@ -21,7 +21,7 @@ from ..model.generate import generate
 from .checkpoint import BEST, Saver, check_checkpoint, identity, latest_checkpoint, load_state, load_weights
 from .config import TrainingConfig
 from .control import CONTROLS, INBOX, Inbox, Obeying, read_controls
-from .guards import Guards
+from .guards import Guards, regularisation
 from .lock import RunLock
 from .log import Log, MetricsFile
 from .lowmemory import LowMemory, returned_memory
@@ -342,7 +342,7 @@ class Loop(Stepping):
             with self._at_work():
                 self.emit('start', step=self.step, steps=self.total_steps, parameters=self.model.num_parameters(), device=self.config.device,
                           dtype=self.config.dtype, tokens_per_step=self.tokens_per_step, config=asdict(self.config), choice=self.choice.to_dict(),
-                          unigram_entropy=self._guessing())
+                          unigram_entropy=self._guessing(), sources=[c['name'] for c in self.train_set.shards.counts])
                 self._steps()
         except Exception as e:
             self.emit('stop', step=self.step, reason='error', message=str(e), elapsed=self.elapsed)
@@ -387,9 +387,10 @@ class CodetteTrainer(Loop):
         self.listeners.append(self.guards)
 
     def _prepare(self, model):
-        c = self.config
         self.step, self.saved, self.tokens, self.elapsed, self.rollbacks = 0, 0, 0, 0., 0
         self.best, self.last, self._losses, self.sample_prompt, self._who, self._noted = math.inf, {}, [], '', None, ''
+        self._hold_back()
+        c = self.config
         set_seed(c.seed); torch.set_num_threads(c.threads)
         model.checkpointing = c.checkpointing or c.low_memory
         model.to(c.device).train()
@@ -404,6 +405,13 @@ class CodetteTrainer(Loop):
             self.controls = read_controls(replay) if replay else []
             if self.controls: shutil.copyfile(Path(replay)/CONTROLS, self.out/CONTROLS)
             write_json(self.out/'config.json', dict(training=asdict(self.config), model=asdict(self.model.config), choice=self.choice.to_dict()) | (meta or {}))
+
+    def _hold_back(self):
+        # weight decay and dropout by how often the text will be read, where they are not given
+        if self.config.weight_decay is not None: return
+        decay, dropout = regularisation(self.model.num_parameters(), self.tokens_until(self.total_steps), self.train_set.num_tokens)
+        self.config = replace(self.config, weight_decay=decay)
+        if dropout and not self.model.config.dropout: self.model.set_dropout(dropout)
 
     def _do_weights(self, weights): self.batches.set_weights(weights)
 
