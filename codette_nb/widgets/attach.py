@@ -240,7 +240,7 @@ def _live(self):
         self.pulse.value = veil_html(Attached.lost, self.code(), self.beats)
         if time.monotonic() - drawn > 60: self.below.update(self.static(), raw=True, metadata=_WIDE); drawn = time.monotonic()
     self.paint()
-    self.handle.update(self.static(), raw=True, metadata=_WIDE); self.below.update({'text/plain': ''}, raw=True)
+    self.below.update({'text/plain': ''}, raw=True); self.handle.update(self.static(), raw=True, metadata=_WIDE)
 
 def show_overlay(self):
     "Show the runs, alive as long as one of them goes on."

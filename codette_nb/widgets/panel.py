@@ -376,8 +376,8 @@ def _display(self):
 def _freeze(self):
     "Put the picture in the place of the widgets."
     self.paint(); self.picture = None; self.draw()
+    self.below.update({'text/plain': how_back(self.run.folder)}, raw=True) # first, or two pictures would be seen for a moment
     self.handle.update(self.static(), raw=True, metadata=_WIDE)
-    self.below.update({'text/plain': how_back(self.run.folder)}, raw=True)
     _unwire(self.top, self.hand)
 
 Panel.beat, Panel.draw, Panel.static, Panel.display, Panel.freeze, Panel._was = _beat, _draw, _static, _display, _freeze, False
