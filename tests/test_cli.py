@@ -5,7 +5,7 @@ import tiny
 from tiny import BOOK, codette, contents, litter, write_book
 from codette_nb import __version__
 from codette_nb.data.sources import families
-from codette_nb.quantize.gguf import read_gguf
+from codette_nb.quantize.reader import read_gguf
 
 COMMANDS = 'quick-train', 'train', 'shards', 'export', 'eval', 'plan', 'data', 'teach', 'chat'
 

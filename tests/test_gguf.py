@@ -7,7 +7,8 @@ from codette_nb.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Sim
 from codette_nb.model.config import TransformerConfig
 from codette_nb.model.transformer import create_codette_model
 from codette_nb.quantize import gguf, verify
-from codette_nb.quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf, read_gguf
+from codette_nb.quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf
+from codette_nb.quantize.reader import read_gguf
 from codette_nb.quantize.runtime import LlamaCpp, _openai
 from codette_nb.quantize.verify import llama_library, sample_texts, verify_gguf
 from codette_nb.train.checkpoint import save_checkpoint

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import tiny
-from codette_nb.quantize.gguf import read_gguf
+from codette_nb.quantize.reader import read_gguf
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['tensor_names', 'refuse_pickle', 'tensor_shapes', 'open_weights', 'check_pieces', 'TensorPlan', 'ExportReport',
-           'GGUFConverter', 'convert_checkpoint_to_gguf', 'GGUFFile', 'read_gguf']
+           'GGUFConverter', 'convert_checkpoint_to_gguf']
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-imports
-import errno, html, math, mmap, struct, time
+import errno, html, math, struct, time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..core import CodetteError, atomic_file, human_bytes, human_count, progress
 from ..data.records import CHAT_TEMPLATE
 from ..data.tokenizer import BYTE_ALPHABET, PieceType, load_tokenizer
 from ..model.config import TransformerConfig, from_hf
-from .blocks import NumberFormat, dequantise, number_format, quantise, tensor_format
+from .blocks import NumberFormat, number_format, quantise, tensor_format
 from ..train.checkpoint import MANIFEST, WEIGHTS, find_checkpoint
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-names
@@ -297,88 +297,3 @@ def convert_checkpoint_to_gguf(
     "Write a checkpoint as GGUF; returns the path of the file. For a report, use `GGUFConverter`."
     GGUFConverter(checkpoint, tokenizer, quantization, name).write(path, force=force, quiet=quiet)
     return Path(path)
-
-# %% ../../nbs/41_quantize.gguf.ipynb #gg-cursor
-_SCALAR = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), 'BbHhIif?Qqd'))
-
-class _Cursor:
-    def __init__(self, data, path): self.data, self.path, self.pos = data, path, 0
-    def bad(self, why): return CodetteError(f"{self.path} is not a whole GGUF file: {why}")
-
-    def take(self, n):
-        if n > len(self.data) - self.pos: raise self.bad(f'it ends in the middle of its header, at byte {len(self.data):,}')
-        self.pos += n
-        return self.data[self.pos-n:self.pos]
-
-    def number(self, fmt): return struct.unpack('<'+fmt, self.take(struct.calcsize('<'+fmt)))[0]
-
-    def string(self):
-        try: return bytes(self.take(self.number('Q'))).decode('utf-8')
-        except UnicodeDecodeError as e: raise self.bad('it has a text that is not UTF-8') from e
-
-    def value(self, kind, depth=0):
-        if kind in _SCALAR: return self.number(_SCALAR[kind])
-        if kind == 8: return self.string()
-        if kind != 9 or depth: raise self.bad(f'it has a value of an unknown kind, {kind}')
-        of, n = self.number('I'), self.number('Q')
-        if of in _SCALAR: return list(struct.unpack(f'<{n}{_SCALAR[of]}', self.take(n*struct.calcsize('<'+_SCALAR[of]))))
-        if n > len(self.data): raise self.bad(f'it claims an array of {n:,} values')
-        return [self.value(of, 1) for _ in range(n)]
-
-# %% ../../nbs/41_quantize.gguf.ipynb #gg-file
-@dataclass(repr=False)
-class GGUFFile:
-    "A GGUF file that has been looked through."
-    path: Path
-    metadata: dict  # key -> value
-    tensors: dict   # name -> (type, shape as NumPy has it, offset in the file, bytes)
-
-    def tensor(self, name: str) -> np.ndarray:
-        "One tensor as float32."
-        kind, shape, offset, n = self.tensors[name]
-        b = np.fromfile(self.path, np.uint8, n, offset=offset)
-        return gguf.quants.dequantize(b.reshape(math.prod(shape[:-1]), -1), kind).reshape(shape)
-
-    def __repr__(self): return f'{self.path.name}: {len(self.metadata)} keys, {len(self.tensors)} tensors'
-
-    def _repr_html_(self):
-        cut = lambda s: s if len(s) < 80 else s[:77] + '…'
-        short = lambda v: f'{len(v):,} values' if isinstance(v, list) else html.escape(cut(str(v)))
-        rows = ''.join(f'<tr><td>{html.escape(k)}</td><td>{short(v)}</td></tr>' for k, v in self.metadata.items())
-        return f'<p><b>{html.escape(self.path.name)}</b>, {len(self.tensors)} tensors</p><table>{rows}</table>'
-
-# %% ../../nbs/41_quantize.gguf.ipynb #gg-read
-def _read_tensor(c, align):
-    name, dims = c.string(), c.number('I')
-    if dims > 4: raise c.bad(f'the tensor {name} claims {dims} dimensions')
-    shape = tuple(c.number('Q') for _ in range(dims))[::-1]
-    try: kind = gguf.GGMLQuantizationType(c.number('I'))
-    except ValueError as e: raise c.bad(f'the tensor {name} has an unknown type') from e
-    block, nbytes = gguf.GGML_QUANT_SIZES[kind]
-    if not shape or shape[-1] % block: raise c.bad(f'the tensor {name} does not divide into blocks')
-    return name, (kind, shape, c.number('Q'), math.prod(shape)//block*nbytes)
-
-# %% ../../nbs/41_quantize.gguf.ipynb #gg-read-file
-def read_gguf(
-    path, # `str` or `Path`
-) -> GGUFFile:
-    "Look through a GGUF file; raises `CodetteError` if it is missing, damaged or something else."
-    path = Path(path)
-    if not path.is_file(): raise CodetteError(f"there is no file {path}")
-    if path.stat().st_size < 24: raise CodetteError(f"{path} is not a whole GGUF file: it has {path.stat().st_size} bytes")
-    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        c = _Cursor(data, path)
-        if c.take(4) != b'GGUF': raise CodetteError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
-        if (version := c.number('I')) not in (2, 3):
-            raise CodetteError(f"{path} is GGUF version {version}: versions 2 and 3 are read")
-        n_tensors, n_keys = c.number('Q'), c.number('Q')
-        metadata = {c.string(): c.value(c.number('I')) for _ in range(min(n_keys, len(data)))}
-        align = metadata.get('general.alignment', 32)
-        if align not in {1 << i for i in range(3, 17)}: raise c.bad(f'its alignment is {align}')
-        found = [_read_tensor(c, align) for _ in range(min(n_tensors, len(data)))]
-        start = -(-c.pos//align)*align
-        tensors = {n: (kind, shape, start + off, size) for n, (kind, shape, off, size) in found}
-        for n, (_, _, off, size) in tensors.items():
-            if off + size > len(data): raise c.bad(f'the tensor {n} ends at byte {off + size:,}, the file at {len(data):,}')
-        if len(tensors) < len(found): raise c.bad('it has two tensors of one name')
-    return GGUFFile(path, metadata, tensors)

@@ -9,7 +9,7 @@ __all__ = ['SETTINGS', 'find_gguf', 'LlamaCpp']
 import json, os, queue, threading
 from pathlib import Path
 from ..core import CodetteError, one_of
-from .gguf import read_gguf
+from .reader import read_gguf
 
 # %% ../../nbs/44_quantize.runtime.ipynb #rt-find
 def find_gguf(

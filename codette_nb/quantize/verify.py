@@ -352,7 +352,7 @@ def verify_gguf(
     timeout=600.,    # seconds that llama.cpp may take
 ) -> VerifyReport:
     "Compare a GGUF file in llama.cpp with the model in PyTorch. A file that cannot be loaded is a report, not an exception."
-    from codette_nb.quantize.gguf import read_gguf
+    from codette_nb.quantize.reader import read_gguf
     from codette_nb.train.checkpoint import load_checkpoint
     r, t = VerifyReport(str(gguf_path)), time.time()
     try: r.quantization = _quantization(read_gguf(gguf_path))

@@ -1,0 +1,63 @@
+"A GGUF file made here is the model again: the same ids, the same logits, and ready to be trained on."
+import json
+import pytest, torch
+from tiny import codette, contents, write_book
+from codette_nb.core import CodetteError
+from codette_nb.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, SimpleTokenizer
+from codette_nb.model.config import TransformerConfig
+from codette_nb.model.transformer import create_codette_model
+from codette_nb.quantize.gguf import convert_checkpoint_to_gguf
+from codette_nb.quantize.reader import from_gguf, read_gguf
+from codette_nb.quantize.verify import hostile_strings, sample_texts
+from codette_nb.train.checkpoint import load_checkpoint, save_checkpoint
+from codette_nb.train.config import TrainingConfig
+from codette_nb.train.trainer import CodetteTrainer
+
+KINDS = {'sentencepiece': lambda: SentencePieceTokenizer(600).fit(sample_texts()), 'padded': lambda: SentencePieceTokenizer(600).fit(sample_texts()).pad_to(640),
+         'words': lambda: SimpleTokenizer(600).fit(sample_texts()), 'bytes': lambda: ByteTokenizer(), 'filled': lambda: ByteTokenizer(size=300)}
+
+@pytest.fixture(scope='module', params=KINDS)
+def made(request, tmp_path_factory):
+    "A model of random weights with one kind of tokenizer, and its checkpoint."
+    torch.manual_seed(0)
+    tok = KINDS[request.param]()
+    model = create_codette_model(TransformerConfig(tok.vocab_size, 64, 64, 2, 4, norm_eps=1e-6, rope_theta=50_000.))
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(torch.randn_like(p)*.05)
+    return model.eval(), tok, save_checkpoint(tmp_path_factory.mktemp(request.param)/'checkpoint', model, tok)
+
+def test_the_same_ids(made, tmp_path):
+    _, tok, checkpoint = made
+    _, back = from_gguf(convert_checkpoint_to_gguf(checkpoint, None, tmp_path/'m.gguf'))
+    strings = hostile_strings(3000, texts=sample_texts())
+    for special in (False, True): assert back.encode_batch(strings, special) == tok.encode_batch(strings, special)
+    assert type(back) is type(tok) and back.pieces() == tok.pieces()
+    assert all(back.decode_bytes([i]) == tok.decode_bytes([i]) for i in range(tok.vocab_size))
+
+def test_the_same_logits(made, tmp_path):
+    model, tok, checkpoint = made
+    ids = torch.tensor([tok.encode('What comes back is what went in.')[:64]])
+    for quantization, most in (('fp32', 0.), ('fp16', 5e-3), ('q8', .2)):
+        back, _ = from_gguf(convert_checkpoint_to_gguf(checkpoint, None, tmp_path/f'{quantization}.gguf', quantization))
+        with torch.no_grad(): difference = (back(ids) - model(ids)).abs().max()
+        assert back.config == model.config and (difference > 0) == (most > 0) and difference <= most
+
+def test_through_a_checkpoint_and_back(made, tmp_path):
+    "Export, read, save, export again: the same file but for where it came from."
+    _, _, checkpoint = made
+    first = convert_checkpoint_to_gguf(checkpoint, None, tmp_path/'first.gguf', 'fp32')
+    save_checkpoint(tmp_path/'again', *from_gguf(first))
+    second = convert_checkpoint_to_gguf(tmp_path/'again', None, tmp_path/'second.gguf', 'fp32')
+    a, b = read_gguf(first), read_gguf(second)
+    assert a.tensors == b.tensors and first.read_bytes()[min(t.offset for t in a.tensors.values()):] == second.read_bytes()[min(t.offset for t in b.tensors.values()):]
+
+def test_trained_on(made, tmp_path):
+    "What was exported goes on learning."
+    model, tok = from_gguf(convert_checkpoint_to_gguf(made[2], None, tmp_path/'m.gguf', 'q8'))
+    text = [open(write_book(tmp_path/'book.txt', 30), encoding='utf-8').read()]
+    config = TrainingConfig.laptop(max_steps=6, batch_size=2, dtype='float32', compile='none', threads=1, eval_windows=4, sample_every=0, device='cpu')
+    before = model.norm.weight.detach().clone()
+    metrics = CodetteTrainer(model, tok, text, text, config, tmp_path/'run').fit()
+    assert metrics['step'] == 6
+    trained, tokenizer = load_checkpoint(tmp_path/'run')
+    assert not torch.equal(trained.norm.weight, before) and tokenizer.pieces() == tok.pieces()
