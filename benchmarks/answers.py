@@ -2,7 +2,7 @@
 
     python benchmarks/answers.py [--models nano:8] [--questions 40] [--samples 20000] [--runs FOLDER] [--json answers.json]
 
-For each SIZE:MINUTES one `codette quick-train`, unless FOLDER holds its run already; then `codette eval --answers`: exact match of
+Models measured before stay in the file, unless they are asked for again. For each SIZE:MINUTES one `codette quick-train`, unless FOLDER holds its run already; then `codette eval --answers`: exact match of
 computed results, tool calls that are valid and right, statements about itself that its configuration bears out. Right answers stand
 beside the share that a true answer to another question of the same family would have had.
 """
@@ -38,6 +38,8 @@ def main():
         for r in m['rows']:
             control = '' if r['control'] is None else f"{r['control']:8.0%}"
             print(f"{r['set']:17}{r['source']:17}{r['mark']:30}{r['questions']:5}{r['right']:8.0%}{control}")
-    args.json.write_text(json.dumps(dict(python=platform.python_version(), machine=f'{platform.system()} {platform.machine()}', models=models), indent=1) + '\n', encoding='utf-8')
+    known = {(m['size'], m['minutes']): m for m in json.loads(args.json.read_text(encoding='utf-8'))['models']} if args.json.exists() else {}
+    known |= {(m['size'], m['minutes']): m for m in models}
+    args.json.write_text(json.dumps(dict(python=platform.python_version(), machine=f'{platform.system()} {platform.machine()}', models=list(known.values())), indent=1) + '\n', encoding='utf-8')
 
 if __name__ == '__main__': main()

@@ -24,22 +24,24 @@ def child(size, mode, tokens, steps, lr, returned):
     from pydoc_data.topics import topics
     from codette_nb.model.transformer import create_codette_model
     from codette_nb.train.lowmemory import LowMemory, create_low_memory_model, returned_memory
-    from codette_nb.train.optim import Optimizer
+    from codette_nb.train.config import TrainingConfig
+    from codette_nb.train.optim import Optimizer, lr_factor
+    from codette_nb.train.probe import kept_memory
     from codette_nb.train.probe import kept_memory
     context = min(512, tokens, preset(size).context_length)
     windows = tokens//context
     text = torch.tensor(list('\n'.join(topics.values()).encode()[:windows*(context + 1)])).view(windows, -1)
     x, y = text[:, :-1], text[:, 1:]
     low = mode == 'low'
-    begin = time.time()
+    run, begin = TrainingConfig(lr=lr), time.time()
     with returned_memory(bool(returned)) if low else kept_memory(bool(returned)):
         if low: model = create_low_memory_model(preset(size)); opt = LowMemory(model, lr=lr)
         else: model = create_codette_model(size); opt = Optimizer(model, mode, lr=lr)
         print(json.dumps(dict(made=round(time.time() - begin, 1), bytes=status('self', 'VmHWM'))), flush=True)
-        for _ in range(steps):
+        for i in range(steps):
             begin = time.time()
             with nullcontext() if low else torch.autocast('cpu', torch.bfloat16):
-                opt.before_backward()
+                opt.before_backward(lr_factor(i, run.max_steps, run.warmup_steps)) # as the first steps of a run
                 loss = model(x, y)
             loss.backward()
             norm = float(opt.after_backward())
@@ -48,7 +50,7 @@ def child(size, mode, tokens, steps, lr, returned):
         with torch.no_grad(), nullcontext() if low else torch.autocast('cpu', torch.bfloat16): loss = model(x, y)
         print(json.dumps(dict(loss=loss.item(), peak=status('self', 'VmHWM'))), flush=True)
 
-def measure(size, mode, tokens=512, steps=3, lr=1e-3, limit=21.5, returned=1):
+def measure(size, mode, tokens=512, steps=3, lr=1e-4, limit=21.5, returned=1):
     "Figures of one size: run it in a process, watch its memory."
     args = [size, mode, tokens, steps, lr, returned]
     p = subprocess.Popen([sys.executable, __file__, '--child', *map(str, args)], stdout=subprocess.PIPE, text=True)
@@ -81,7 +83,7 @@ def main():
     p.add_argument('--modes', default='low,adamw,muon', help='what to train with; AdamW and Muon only up to mini')
     p.add_argument('--tokens', type=int, default=512, help='in a step, in windows of up to 512')
     p.add_argument('--steps', type=int, default=3, help='on the same windows; the loss is taken before each and after the last')
-    p.add_argument('--lr', type=float, default=1e-3, help='without warm-up; large models want a few millionths')
+    p.add_argument('--lr', type=float, default=1e-4, help='the highest of a run, whose warm-up begins here: a hundredth more with each step (default: %(default)s)')
     p.add_argument('--limit', type=float, default=21.5, help='GiB above which a process is stopped')
     p.add_argument('--plain-malloc', action='store_true', help='leave the allocator as it is')
     p.add_argument('--json', help='file to add the figures to; those of the same size, mode and tokens are replaced')

@@ -9,7 +9,7 @@ __all__ = ['LEAST', 'CHOICES', 'TrainingConfig']
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from ..core import CodetteError
-from .optim import OPTIMIZERS, SCHEDULES
+from .optim import OPTIMIZERS, SCHEDULES, ramp
 
 # %% ../../nbs/31a_train.config.ipynb #cf-config
 @dataclass(frozen=True)
@@ -60,6 +60,28 @@ class TrainingConfig:
         "Settings for `nano` to `mini`: Muon, a rate that holds and then falls, frequent measurements."
         return cls(**dict(optimizer='muon', lr=4e-3, muon_lr=.02, schedule='wsd', warmup_steps=20, max_steps=500, batch_size=16,
                           eval_every=100, save_every=200, sample_every=100, log_every=5) | changes)
+
+    def shape(self,
+        step: int,    # steps done so far, from 0
+        context: int, # tokens to a full window
+    ) -> tuple:       # windows of a forward pass, and tokens of each
+        "What a forward pass of the next step reads."
+        return max(1, self.batch_size*ramp(step, self.max_steps, self.batch_ramp)//4), context*ramp(step, self.max_steps, self.length_ramp)//4
+
+    def parts(self,
+        context: int, # tokens to a full window
+    ) -> list:        # (first step, step after the last, windows of a forward pass, tokens of each)
+        "The stretches of a run whose steps read equally much: one, or more with a ramp."
+        n = self.max_steps
+        edges = sorted({0, n, *(math.ceil(n*share*f) for share in (self.batch_ramp, self.length_ramp) for f in (.5, 1))})
+        return [(a, b, *self.shape(a, context)) for a, b in zip(edges, edges[1:])]
+
+    def tokens(self,
+        context: int, # tokens to a full window
+        done=0,       # steps that do not count, from the first on
+    ) -> int:
+        "What the run reads in all."
+        return sum((b - max(a, done))*windows*length for a, b, windows, length in self.parts(context) if b > done)*self.grad_accum
 
     @classmethod
     def from_dict(cls,

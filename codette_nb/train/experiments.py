@@ -27,7 +27,7 @@ from .config import TrainingConfig
 from .guards import Deadline
 from .lock import holder
 from .lowmemory import new_model
-from .optim import Optimizer, ramp
+from .optim import Optimizer
 from .probe import settle
 from .trainer import CodetteTrainer
 
@@ -461,9 +461,7 @@ class Budget:
         if self.seconds is not None:
             n = max(1, int(self.seconds/step_time))
             return replace(config, max_steps=n, eval_every=max(1, n//8))
-        b, r = config.batch_size, config.batch_ramp
-        windows = lambda n: sum(max(1, b*ramp(i, n, r)//4) for i in range(n)) if r else b*n
-        cost, low, high = lambda n: windows(n)*config.grad_accum*context, 1, 1
+        cost, low, high = lambda n: replace(config, max_steps=n).tokens(context), 1, 1
         while cost(high) < self.tokens: high *= 2
         while low < high: # the first number of steps that costs as much
             middle = (low + high)//2

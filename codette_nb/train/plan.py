@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TERMS', 'LAWS', 'BETWEEN', 'VOCABULARIES', 'BYTES_PER_TOKEN', 'EXPECTED_OF', 'LAPTOP', 'effective_bytes', 'Law',
            'fit_law', 'plot_law', 'Stopwatch', 'LittleText', 'Rehearsal', 'rehearse', 'bytes_per_token', 'shape',
-           'update_work', 'Pace', 'Chores', 'Option', 'memory_of', 'check_memory', 'ramp_shares', 'Planner', 'Plan',
-           'resident', 'PeakMemory', 'check_request', 'make_plan', 'about_model']
+           'update_work', 'Pace', 'Chores', 'Option', 'memory_of', 'check_memory', 'Planner', 'Plan', 'resident',
+           'PeakMemory', 'check_request', 'make_plan', 'about_model']
 
 # %% ../../nbs/34_train.plan.ipynb #pl-imports
 import math, re, sys, tempfile, time
@@ -230,7 +230,7 @@ def rehearse(
     "Make a few steps of a real run and time its parts."
     begun, steps, events = time.perf_counter(), steps + 1, []
     tokenizer, train, held_out = text.windows(config)
-    short = replace(training, max_steps=steps, log_every=1, eval_every=steps, eval_windows=4, save_every=steps, sample_every=steps, patience=0, batch_ramp=0.)
+    short = replace(training, max_steps=steps, log_every=1, eval_every=steps, eval_windows=4, save_every=steps, sample_every=steps, patience=0, batch_ramp=0., length_ramp=0.)
     with tempfile.TemporaryDirectory(prefix='codette-') as out:
         trainer = CodetteTrainer(CustomTransformer(config), tokenizer, train, held_out, short, out)
         trainer.listeners.append(lambda e: events.append(e | dict(wall=time.perf_counter(), busy=time.process_time())))
@@ -393,13 +393,6 @@ def check_memory(
                        + (f"; {smaller[-1]} would fit" if smaller else '') + (f"; or set low_memory, with which it needs about {human_bytes(low)}" if low <= .9*device.memory else ''))
 
 # %% ../../nbs/34_train.plan.ipynb #pl-planner
-def ramp_shares(
-    training: TrainingConfig, # with its ramp
-) -> dict: # quarters of the full batch → share of the steps
-    "How the steps of a run are spread over batch sizes while the batch grows."
-    half = training.batch_ramp/2
-    return {q: share for q, share in ((1, half), (2, half), (4, 1 - 2*half)) if share}
-
 class Planner:
     "Weighs sizes and batches against each other."
     def __init__(self,
@@ -431,12 +424,11 @@ class Planner:
     def option(self, size, config, windows) -> Option:
         "What the minutes make of one size with one batch."
         training = self.training(config, windows)
-        row = config.context_length*training.grad_accum # tokens of a step for each window of a batch
-        timed = self.pace.timed(config, windows*row) is not None
+        timed = self.pace.timed(config, windows*config.context_length*training.grad_accum) is not None
         left = .98*60*self.minutes - (time.perf_counter() - self.begun) - sum(self.chores.seconds(config, self.pace).values())
-        shares = ramp_shares(training)
-        step = sum(share*self.pace.step(config, max(1, windows*quarters//4)*row) for quarters, share in shares.items())
-        tokens = windows*row*sum(share*quarters/4 for quarters, share in shares.items())
+        # a step on average, where some are shorter than others
+        step = sum((b - a)*self.pace.step(config, n*length*training.grad_accum) for a, b, n, length in training.parts(config.context_length))/training.max_steps
+        tokens = training.tokens(config.context_length)/training.max_steps
         steps = self.changes.get('max_steps') or max(0, int(left/step))
         per_token = bytes_per_token(config.vocab_size)
         read = max(1, steps)*tokens*per_token

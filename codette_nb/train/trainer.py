@@ -25,7 +25,7 @@ from .guards import Guards, regularisation
 from .lock import RunLock
 from .log import Log, MetricsFile
 from .lowmemory import LowMemory, returned_memory
-from .optim import Optimizer, lr_factor, ramp
+from .optim import Optimizer, lr_factor
 from .probe import Choice, kept_memory, settle
 from .score import ScoreListener, unigram_entropy
 
@@ -226,24 +226,9 @@ class Measuring(Loading):
 # %% ../../nbs/33_train.trainer.ipynb #tr-step
 class Stepping(Measuring):
     "One optimizer step of a trainer."
-    def _shape(self, step):
-        # windows of a batch at a step, and the length of its rows
-        c, T = self.config, self.model.config.context_length
-        return max(1, c.batch_size*ramp(step, c.max_steps, c.batch_ramp)//4), T*ramp(step, c.max_steps, c.length_ramp)//4
-
-    def tokens_until(self,
-        steps: int, # from the start
-    ) -> int:
-        "Tokens that so many steps take, as far as they are to come by the ramps of now."
-        c, windows = self.config, 0
-        edges = 0, math.ceil(c.batch_ramp*c.max_steps/2), math.ceil(c.batch_ramp*c.max_steps), math.inf
-        for quarters, begin, end in zip((1, 2, 4), edges, edges[1:]):
-            windows += max(0, min(steps, end) - max(self.step, begin))*max(1, c.batch_size*quarters//4)
-        return self.tokens + windows*c.grad_accum*self.model.config.context_length
-
     def _gradient(self):
         # the loss of the next batches, and its gradient in the parameters
-        c, loss, (windows, length) = self.config, 0., self._shape(self.step)
+        c, loss, (windows, length) = self.config, 0., self.config.shape(self.step, self.model.config.context_length)
         for _ in range(c.grad_accum):
             t = time.perf_counter()
             x, y = self.batches.next(windows, length if length < self.model.config.context_length else None)
@@ -270,7 +255,7 @@ class Stepping(Measuring):
 
     def _pass_over(self):
         # the batches of a step that broke the run before
-        windows, length = self._shape(self.step)
+        windows, length = self.config.shape(self.step, self.model.config.context_length)
         for _ in range(self.config.grad_accum): self.batches.next(windows, length if length < self.model.config.context_length else None)
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-loop
@@ -280,7 +265,7 @@ class Loop(Stepping):
         loss, norm = torch.stack(self._losses).mean().item(), float(norm)
         made, self._logged = self.tokens - self._logged, self.tokens
         self._losses, waited, self._waited = [], self._waited, 0.
-        left = self.tokens_until(self.total_steps) - self.tokens
+        left = self.config.tokens(self.model.config.context_length, self.step)
         self.emit('step', step=self.step, loss=loss, lr=self.optimizer.lr, grad_norm=norm, tokens=self.tokens,
                   tokens_per_second=made/max(seconds, 1e-9), data=waited/max(seconds, 1e-9), elapsed=self.elapsed,
                   time_left=(self.elapsed - self._begun)/max(1, self.tokens - self._first)*left)
@@ -409,7 +394,7 @@ class CodetteTrainer(Loop):
     def _hold_back(self):
         # weight decay and dropout by how often the text will be read, where they are not given
         if self.config.weight_decay is not None: return
-        decay, dropout = regularisation(self.model.num_parameters(), self.tokens_until(self.total_steps), self.train_set.num_tokens)
+        decay, dropout = regularisation(self.model.num_parameters(), self.config.tokens(self.model.config.context_length), self.train_set.num_tokens)
         self.config = replace(self.config, weight_decay=decay)
         if dropout and not self.model.config.dropout: self.model.set_dropout(dropout)
 
