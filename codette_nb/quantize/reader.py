@@ -24,7 +24,7 @@ from .gguf import tensor_names, tensor_shapes
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-limits
 MOST = 1 << 16         # keys, and tensors; the largest models have some thousands
 LONGEST_NAME = 1 << 10 # bytes of the name of a tensor or a key
-MOST_TEXT = 1 << 26    # bytes of the texts outside arrays, together
+MOST_TEXT = 1 << 24    # bytes of the texts outside arrays, together
 MOST_ROPE = 1 << 26    # bytes of rotary tables that a model may need, if the file itself is smaller
 
 def one_line(
@@ -50,7 +50,6 @@ class Texts:
             yield str(self.raw[at+8:end], 'utf-8')
             at = end
     def __getitem__(self, i: int): return next(islice(self, range(self.n)[i], None))
-    def __eq__(self, other): return len(self) == len(other) and all(a == b for a, b in zip(self, other))
     def __repr__(self): return f'Texts({self.n:,}: {one_line(list(islice(self, 4)))})'
 
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-cursor
@@ -304,13 +303,18 @@ def read_gguf(
         return GGUFReader(path, version, metadata, _tensors(c, n_tensors, align), c.size)
 
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-config
+def _said(r, key, default=None):
+    # a value of the metadata that can be compared with any other
+    v = r.metadata.get(key, default)
+    return repr(v) if isinstance(v, (np.ndarray, Texts)) else v
+
 def _whole(r, key, default=None):
-    v = r.metadata.get(f'starcoder2.{key}', default)
+    v = _said(r, f'starcoder2.{key}', default)
     if isinstance(v, int) and not isinstance(v, bool) and v >= 1: return v
     raise CodetteError(f"{r.path}: starcoder2.{key} is {'missing' if v is None else one_line(v)}: it must be a whole number of at least 1")
 
 def _real(r, key, default=None):
-    v = r.metadata.get(f'starcoder2.{key}', default)
+    v = _said(r, f'starcoder2.{key}', default)
     if isinstance(v, float) and math.isfinite(v) and v > 0: return float(str(np.float32(v)))
     raise CodetteError(f"{r.path}: starcoder2.{key} is {'missing' if v is None else one_line(v)}: it must be a number above 0")
 
@@ -318,8 +322,8 @@ def _config(r):
     if r.architecture != 'starcoder2': raise CodetteError(f"{r.path} is a {one_line(r.architecture)} model: only the starcoder2 layout is read back")
     heads, layers, context = _whole(r, 'attention.head_count'), _whole(r, 'block_count'), _whole(r, 'context_length')
     if _whole(r, 'attention.head_count_kv', heads) != heads: raise CodetteError(f"{r.path} has grouped queries: only as many keys and values as queries are read back")
-    if r.metadata.get('starcoder2.rope.scaling.type', 'none') != 'none': raise CodetteError(f"{r.path} stretches its positions (rope.scaling): only plain positions are read back")
-    if layers > len(r.tensors): raise CodetteError(f"{r.path} claims {layers:,} layers and has {len(r.tensors):,} tensors: it is damaged")
+    if _said(r, 'starcoder2.rope.scaling.type', 'none') != 'none': raise CodetteError(f"{r.path} stretches its positions (rope.scaling): only plain positions are read back")
+    if 13*layers > len(r.tensors): raise CodetteError(f"{r.path} claims {layers:,} layers and has {len(r.tensors):,} tensors: it is damaged")
     if 'token_embd.weight' not in r.tensors: raise CodetteError(f"{r.path} lacks the tensor token_embd.weight")
     sizes = r.tensors['token_embd.weight'].shape[0], context, _whole(r, 'embedding_length'), layers, heads, _whole(r, 'feed_forward_length')
     try: c = TransformerConfig(*sizes, rope_theta=_real(r, 'rope.freq_base', 10000.), norm_eps=_real(r, 'attention.layer_norm_epsilon'))
@@ -382,32 +386,46 @@ def _pieces(r, rows):
     texts = part('tokens')
     if not isinstance(texts, Texts) or len(texts) != rows: raise CodetteError(f"{r.path}: tokenizer.ggml.tokens is not one piece for each of {rows:,} rows of the embedding")
     types = array('token_type', 'iu', 'a type')
-    scores = array('scores', 'f', 'a score') if part('model') == 'llama' else [0.]*rows
-    if not set(types) <= set(PieceType) or not all(map(math.isfinite, scores)): raise CodetteError(f"{r.path}: its vocabulary has a piece of an unknown type, or a score that is no number")
+    scores = array('scores', 'f', 'a score') if _said(r, 'tokenizer.ggml.model') == 'llama' else [0.]*rows
+    if not set(types) <= set(PieceType) or not all(map(math.isfinite, scores)) or '' in texts: raise CodetteError(f"{r.path}: its vocabulary has a piece of an unknown type, or an empty one, or a score that is no number")
     pieces = [Piece(*x) for x in zip(texts, map(PieceType, types), scores)]
     text, n = Counter(p.text for p in pieces).most_common(1)[0]
     if n > 1: raise CodetteError(f"{r.path}: its vocabulary has the piece {one_line(text)} {n} times")
     return pieces
 
+# %% ../../nbs/41a_quantize.reader.ipynb #rd-foreign
+def _foreign(r, why): return CodetteError(f"{r.path} has a tokenizer that this package does not make: {why}")
+
+def _check_rules(r, spm):
+    # whether the file cuts text as the tokenizers here do
+    about = lambda k: _said(r, f'tokenizer.ggml.{k}')
+    if not spm and about('model') != 'gpt2': raise _foreign(r, f"its kind is {one_line(about('model'))}")
+    if spm and about('add_space_prefix') is not False: raise _foreign(r, 'it adds a space before each text')
+    merges = r.metadata.get('tokenizer.ggml.merges')
+    if not spm and about('pre') != 'llama-bpe': raise _foreign(r, f"it cuts text as {one_line(about('pre'))} does")
+    if not spm and (not isinstance(merges, Texts) or len(merges)): raise _foreign(r, 'it has merges')
+    for name, there in dict(pad='padding', bos='bos', eos='eos', unk='unknown', eot='eot').items():
+        if about(f'{there}_token_id') not in (None, getattr(ByteTokenizer, f'{name}_id')): raise _foreign(r, f'the id of its {there} token is another one')
+
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-tok
+def _rebuilt(r, pieces, words, spm):
+    if spm:
+        try: return SentencePieceTokenizer(proto=_proto(pieces))
+        except CodetteError as e: raise _foreign(r, 'SentencePiece does not take its pieces') from e
+    if not set(''.join(words)) <= set(BYTE_ALPHABET): raise _foreign(r, 'it has words that are not spelt in bytes')
+    return (SimpleTokenizer if words else ByteTokenizer)(size=len(pieces), words=words)
+
 def _tokenizer(r, rows):
     # `ByteTokenizer`, `SimpleTokenizer` or `SentencePieceTokenizer`
-    about = lambda k: r.metadata.get(f'tokenizer.ggml.{k}')
-    foreign = lambda why: CodetteError(f"{r.path} has a tokenizer that this package does not make: {why}")
-    pieces, spm = _pieces(r, rows), about('model') == 'llama'
-    if not spm and about('model') != 'gpt2': raise foreign(f"its kind is {one_line(about('model'))}")
-    if spm and about('add_space_prefix') is not False: raise foreign('it adds a space before each text')
-    if not spm and (about('pre') != 'llama-bpe' or about('merges') is None or len(about('merges'))): raise foreign(f"it cuts text as {one_line(about('pre'))} does, or it has merges")
-    for name, there in dict(pad='padding', bos='bos', eos='eos', unk='unknown', eot='eot').items():
-        if about(f'{there}_token_id') not in (None, getattr(ByteTokenizer, f'{name}_id')): raise foreign(f'the id of its {there} token is another one')
+    spm = _said(r, 'tokenizer.ggml.model') == 'llama'
+    _check_rules(r, spm)
+    pieces = _pieces(r, rows)
     bytes_ = [Piece(f'<0x{b:02X}>', PieceType.BYTE, 0.) for b in range(256)] if spm else [Piece(t, PieceType.NORMAL, 0.) for t in BYTE_ALPHABET]
-    if pieces[:FIRST_FREE] != reserved_pieces() + bytes_: raise foreign('its first pieces are others')
+    if pieces[:FIRST_FREE] != reserved_pieces() + bytes_: raise _foreign(r, 'its first pieces are others')
     words = [p for p in pieces[FIRST_FREE:] if p.type == PieceType.NORMAL]
-    if pieces[FIRST_FREE:] != words + unused_pieces(FIRST_FREE + len(words), rows): raise foreign('it has pieces of other kinds after the bytes')
-    if spm: tok = SentencePieceTokenizer(proto=_proto(pieces))
-    elif set(''.join(p.text for p in words)) <= set(BYTE_ALPHABET): tok = (SimpleTokenizer if words else ByteTokenizer)(size=rows, words=[p.text for p in words])
-    else: raise foreign('it has words that are not spelt in bytes')
-    if tok.pieces() != pieces: raise foreign('it comes out otherwise')
+    if pieces[FIRST_FREE:] != words + unused_pieces(FIRST_FREE + len(words), rows): raise _foreign(r, 'it has pieces of other kinds after the bytes')
+    tok = _rebuilt(r, pieces, [p.text for p in words], spm)
+    if tok.pieces() != pieces: raise _foreign(r, 'it comes out otherwise')
     return tok
 
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-from
