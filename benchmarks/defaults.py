@@ -7,6 +7,7 @@ changes one setting of a base; every run gets as many steps as its setting makes
 held out. With --runs it goes on where it stopped, after Ctrl-C too.
 """
 import argparse, contextlib, json, platform, re, statistics, sys, tempfile, time
+from dataclasses import replace
 from pathlib import Path
 
 # What every setting is compared with; no longer the defaults, where the comparison found better ones.
@@ -35,7 +36,7 @@ def texts(book):
     prose = read_corpus(book).records if book else python_docs()
     return {'mix': (split.train, split.held_out['seen families'][:400]), 'prose': ([r for i, r in enumerate(prose) if i % 10], prose[::10])}
 
-def experiment(size, train, held, vocab):
+def experiment(size, train, held, vocab, known):
     from codette_nb.data.records import render
     from codette_nb.data.tokenizer import SentencePieceTokenizer
     from codette_nb.model.config import TransformerConfig
@@ -46,7 +47,7 @@ def experiment(size, train, held, vocab):
     from codette_nb.train.probe import settle
     shape = TransformerConfig(tokenizer.vocab_size, context, width, layers, heads)
     base = TrainingConfig.laptop(**BASE, batch_size=batch, eval_windows=48, save_every=10**6, sample_every=0, compile='none', keep=1)
-    return Experiment(shape, tokenizer, train, held, settle(base, shape)[0]) # one number format and one number of threads for all
+    return Experiment(shape, tokenizer, train, held, replace(base, **known) if known else settle(base, shape)[0]) # one number format and one number of threads for all
 
 def step_time(exp, change):
     "Seconds of an optimizer step here: the lower quartile of some."
@@ -75,8 +76,7 @@ def compare(name, exp, folder, seconds, questions, pace):
         for change in QUESTIONS[question]:
             key = json.dumps({k: v for k, v in change.items() if v != getattr(exp.config, k)}, sort_keys=True) # the base is run once
             if key not in known:
-                # a ramp over half of the run reads fewer tokens in its steps, and so makes more of them
-                tokens = .5*(1/4 + 1/2)/2 + .5 if change.get('batch_ramp') or change.get('length_ramp') else 1
+                tokens = .5*(1/4 + 1/2)/2 + .5 if change.get('batch_ramp') else 1 # this ramp reads fewer tokens in its steps, and so makes more of them
                 steps = round(seconds/pace[json.dumps(paced(exp, change))]/tokens)
                 out = folder/name.replace(' ', '-')/(re.sub(r'[^a-z0-9.]+', '-', key.lower()).strip('-') or 'base')
                 known[key] = sweep(exp, out, steps=steps, quiet=True, **json.loads(key)).rows()[0]
@@ -85,10 +85,20 @@ def compare(name, exp, folder, seconds, questions, pace):
             print(f"{name:12} {question:24} {json.dumps(change):40} {r['bits_per_byte'] or float('nan'):.4f} bits/byte  {r['steps'] or 0:,.0f} steps", flush=True)
     return rows
 
+def note(path, common, part):
+    "Put the rows of one size on one text into the file, in the place of those that it has of the same questions."
+    old = json.loads(path.read_text(encoding='utf-8'))['found'] if path.exists() else []
+    asked = {r['question'] for r in part['rows']}
+    for o in old:
+        if (o['size'], o['text']) == (part['size'], part['text']): part['rows'] = [r for r in o['rows'] if r['question'] not in asked] + part['rows']
+    found = [o for o in old if (o['size'], o['text']) != (part['size'], part['text'])] + [part]
+    path.write_text(json.dumps(common | dict(machine=f'{platform.system()} {platform.machine()}', found=found), indent=1) + '\n', encoding='utf-8')
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--seconds', type=float, default=12, help='of training for each run of 128x4, two thirds for 64x2, twice for nano (default: %(default)s)')
     p.add_argument('--sizes', nargs='+', default=list(SIZES), choices=list(SIZES))
+    p.add_argument('--texts', nargs='+', default=['mix', 'prose'], choices=['mix', 'prose'])
     p.add_argument('--questions', nargs='+', default=list(QUESTIONS), choices=list(QUESTIONS), help='only these (default: all)')
     p.add_argument('--text', help='a text file in place of the documentation of Python')
     p.add_argument('--vocab', type=int, default=2048, help='pieces (default: %(default)s)')
@@ -96,10 +106,14 @@ def main():
     p.add_argument('--json', type=Path, help='file to write the figures to')
     a = p.parse_args()
     with contextlib.nullcontext(a.runs) if a.runs else tempfile.TemporaryDirectory() as folder:
-        todo = {(size, text): experiment(size, *parts, a.vocab) for text, parts in texts(a.text).items() for size in a.sizes}
-        pace = {k: paces(exp, a.questions) for k, exp in todo.items() if k[1] == 'mix'} # a step costs the same on any text
-        found = [dict(size=size, text=text, seconds_per_step=pace[size, 'mix'], rows=compare(f'{size} {text}', exp, Path(folder), a.seconds*SIZES[size][-1], a.questions, pace[size, 'mix']))
-                 for (size, text), exp in todo.items()]
-    if a.json: a.json.write_text(json.dumps(dict(base=BASE, seconds=a.seconds, vocab=a.vocab, machine=f'{platform.system()} {platform.machine()}', found=found), indent=1) + '\n', encoding='utf-8')
+        file = Path(folder)/'machine.json' # so that a run that goes on gives each setting what it gave the others
+        known = json.loads(file.read_text()) if file.exists() else {}
+        todo = {(size, text): experiment(size, *parts, a.vocab, known.get(size, {}).get('settings')) for text, parts in texts(a.text).items() if text in a.texts for size in a.sizes}
+        for (size, _), exp in todo.items(): # a step costs the same on any text
+            if size not in known: known[size] = dict(settings={k: getattr(exp.config, k) for k in ('device', 'dtype', 'threads')}, paces=paces(exp, QUESTIONS))
+        file.write_text(json.dumps(known))
+        for (size, text), exp in todo.items():
+            rows = compare(f'{size} {text}', exp, Path(folder), a.seconds*SIZES[size][-1], a.questions, known[size]['paces'])
+            if a.json: note(a.json, dict(seconds=a.seconds, vocab=a.vocab, base=BASE), dict(size=size, text=text, rows=rows))
 
 if __name__ == '__main__': sys.exit(main())

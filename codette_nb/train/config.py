@@ -64,14 +64,14 @@ class TrainingConfig:
     def shape(self,
         step: int,    # steps done so far, from 0
         context: int, # tokens to a full window
-    ) -> tuple:       # windows of a forward pass, and tokens of each
+    ) -> tuple:       # windows of a forward pass, and tokens to a row: windows are cut into rows, and nothing is left out
         "What a forward pass of the next step reads."
         return max(1, self.batch_size*ramp(step, self.max_steps, self.batch_ramp)//4), context*ramp(step, self.max_steps, self.length_ramp)//4
 
     def parts(self,
         context: int, # tokens to a full window
-    ) -> list:        # (first step, step after the last, windows of a forward pass, tokens of each)
-        "The stretches of a run whose steps read equally much: one, or more with a ramp."
+    ) -> list:        # (first step, step after the last, windows of a forward pass, tokens to a row)
+        "The stretches of a run whose steps are of one shape: one, or more with a ramp."
         n = self.max_steps
         edges = sorted({0, n, *(math.ceil(n*share*f) for share in (self.batch_ramp, self.length_ramp) for f in (.5, 1))})
         return [(a, b, *self.shape(a, context)) for a, b in zip(edges, edges[1:])]
@@ -81,7 +81,7 @@ class TrainingConfig:
         done=0,       # steps that do not count, from the first on
     ) -> int:
         "What the run reads in all."
-        return sum((b - max(a, done))*windows*length for a, b, windows, length in self.parts(context) if b > done)*self.grad_accum
+        return sum((b - max(a, done))*windows for a, b, windows, _ in self.parts(context) if b > done)*context*self.grad_accum
 
     @classmethod
     def from_dict(cls,

@@ -427,7 +427,7 @@ class Planner:
         timed = self.pace.timed(config, windows*config.context_length*training.grad_accum) is not None
         left = .98*60*self.minutes - (time.perf_counter() - self.begun) - sum(self.chores.seconds(config, self.pace).values())
         # a step on average, where some are shorter than others
-        step = sum((b - a)*self.pace.step(config, n*length*training.grad_accum) for a, b, n, length in training.parts(config.context_length))/training.max_steps
+        step = sum((b - a)*self.pace.step(config, n*config.context_length*training.grad_accum) for a, b, n, _ in training.parts(config.context_length))/training.max_steps
         tokens = training.tokens(config.context_length)/training.max_steps
         steps = self.changes.get('max_steps') or max(0, int(left/step))
         per_token = bytes_per_token(config.vocab_size)
