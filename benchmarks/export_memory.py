@@ -10,7 +10,7 @@ import numpy as np
 from codette_nb.core import human_bytes, human_count, require_space, write_json
 from codette_nb.data.tokenizer import ByteTokenizer, save_tokenizer
 from codette_nb.model.config import PRESETS, num_parameters, preset, to_hf
-from codette_nb.quantize.blocks import FORMATS
+from codette_nb.quantize.filetypes import FILE_TYPES
 from codette_nb.quantize.gguf import tensor_shapes
 from codette_nb.train.checkpoint import MANIFEST, WEIGHTS
 
@@ -54,7 +54,7 @@ def private_bytes(pid):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--size', default='small', choices=list(PRESETS))
-    p.add_argument('--quantization', default='fp16', choices=list(FORMATS))
+    p.add_argument('--quantization', default='fp16', choices=list(FILE_TYPES))
     p.add_argument('--folder', help='where to put the two files for the while; default: the temporary folder')
     p.add_argument('--json', help='file to write the figures to')
     a = p.parse_args()

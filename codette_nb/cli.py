@@ -40,7 +40,7 @@ def _run_options(p, out):
     _mix_options(p)
 
 def _export_options(p):
-    p.add_argument('--quantization', default='fp16', metavar='TYPE', help='number format of the GGUF file: fp32, fp16, bf16, q8 or q4_0 (default: %(default)s)')
+    p.add_argument('--quantization', default='fp16', metavar='TYPE', help='file type of the GGUF file: fp32, fp16, bf16, q8, q6_k, q5_k_m, q4_k_m and others (default: %(default)s)')
     p.add_argument('--verify', action=argparse.BooleanOptionalAction, default=True, help='load the file in llama.cpp and compare it with the model (default: yes)')
 
 def _set_option(p):

@@ -27,7 +27,7 @@ from .evaluate.answers import Answers, ask_all
 from .evaluate.metrics import Comparison, NgramModel, compare_baselines, evaluate, memorisation, xz_bits_per_byte
 from .evaluate.report import Report, ollama_name, read_report, write_model_card, write_report
 from .model.config import TransformerConfig, num_parameters, preset
-from .quantize.blocks import number_format
+from .quantize.filetypes import file_type
 from .quantize.gguf import GGUFConverter
 from .quantize.ollama import write_modelfile
 from .quantize.verify import sample_texts, verify_gguf
@@ -216,7 +216,7 @@ def _run_name(run):
 def export_run(
     run,                 # run folder or checkpoint folder
     path=None,           # file to write; None for `model.gguf` in the run folder
-    quantization='fp16', # 'fp32', 'fp16', 'bf16', 'q8' or 'q4_0'
+    quantization='fp16', # a file type: 'fp32', 'fp16', 'q8', 'q4_k_m', …
     verify=True,         # False: do not load it in llama.cpp
     force=False,         # True replaces a file that is there
     name=None,           # what the model is called; None for the name of the run
@@ -439,7 +439,7 @@ def quick_train(
     "Train a model within the minutes given, export it, verify it, report; raises `CodetteError` on bad input."
     say = (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
     if not force: check_out(out)
-    number_format(quantization)
+    file_type(quantization)
     mixing = Mixing(samples, seed=seed, **mix or {}) # what is wrong or cannot be read is better known before anything else is done
     own = [open_corpus(path).name for path, _ in data]
     for k in [*mixing.weights, *mixing.curriculum]: one_of(k, [*SOURCES, *(own or ['prose'])], 'source')
@@ -494,7 +494,7 @@ def train_run(
     times: dict|None=None,   # seconds that went before, by name
 ) -> Report:
     "Train a recipe to the end, export, verify, report."
-    number_format(quantization)  # a wrong name is better known now than after training
+    file_type(quantization)  # a wrong name is better known now than after training
     t = time.perf_counter()
     trainer, split = new_run(recipe, out, force, quiet, plan)
     times = dict(times or {}) | {'data and tokenizer': time.perf_counter() - t}
@@ -516,7 +516,7 @@ def resume_run(
     steps: int|None=None, # train to this many steps in all; None for what the run was planned for
 ) -> Report:
     "Go on with a run from its last checkpoint, to the end; raises `CodetteError` if it cannot be."
-    number_format(quantization)
+    file_type(quantization)
     trainer, split, recipe = open_run(run, quiet)
     if steps is not None: trainer.replan(steps)
     return _fit_and_finish(trainer, split, recipe, quantization, verify, None, quiet)

@@ -143,7 +143,7 @@ SETTINGS = {
     'steps 0': (['--steps', 0], 'max_steps is 0'),
     'too small for one batch': (['--batch', 4000], 'fewer than one batch of 4000', 'give it more text'),
     'unknown size': (['--size', 'giant'], "'giant'", 'nano, micro, mini, small, medium, large'),
-    'unknown quantization': (['--quantization', 'q9'], "'q9'", 'fp32, fp16, bf16, q8, q4_0'),
+    'unknown quantization': (['--quantization', 'q9'], "'q9'", 'fp32, fp16, bf16, q8, q6_k'),
     'unknown device': (['--device', 'tpu'], "'tpu'", 'cpu, cuda, mps'),
     'negative samples': (['--samples', -1], 'samples is -1'),
     'save every 0': (['--save-every', 0], 'save_every is 0'),

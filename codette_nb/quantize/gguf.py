@@ -18,7 +18,8 @@ from ..core import CodetteError, atomic_file, human_bytes, human_count, progress
 from ..data.records import CHAT_TEMPLATE
 from ..data.tokenizer import BYTE_ALPHABET, PieceType, load_tokenizer
 from ..model.config import TransformerConfig, from_hf
-from .blocks import NumberFormat, number_format, quantise, tensor_format
+from .blocks import NumberFormat, quantise
+from .filetypes import ModelFacts, assign, file_type, honest_type
 from ..train.checkpoint import MANIFEST, WEIGHTS, find_checkpoint
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-names
@@ -118,10 +119,10 @@ def _add_tokenizer(w, tokenizer, pieces):
     w.add_chat_template(CHAT_TEMPLATE)
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-meta
-def _add_model(w, c, fmt, name, sha256):
+def _add_model(w, c, label, name, sha256):
     w.add_name(name)
     w.add_type(gguf.GGUFType.MODEL)
-    w.add_file_type(fmt.file_type)
+    w.add_file_type(label)
     w.add_quantization_version(gguf.GGML_QUANT_VERSION)
     w.add_context_length(c.context_length)
     w.add_embedding_length(c.hidden_size)
@@ -144,6 +145,7 @@ class TensorPlan:
     source: str          # in the checkpoint
     shape: tuple         # (rows, columns) or (length,)
     format: NumberFormat # what it will be stored in
+    wanted: NumberFormat # the same, unless its rows do not divide into those blocks
 
     @property
     def weights(self) -> int: return math.prod(self.shape)
@@ -155,6 +157,7 @@ class TensorPlan:
 class _Rows:
     plan: TensorPlan
     slice: object       # of the safetensors file
+    importance: object = None # (columns,) or None
     chunk: int = 1 << 21 # weights to hold at a time
     @property
     def nbytes(self): return self.plan.nbytes
@@ -165,7 +168,7 @@ class _Rows:
         for i in range(0, shape[0], step):
             x = self.slice[i:min(i + step, shape[0])].float().numpy().reshape(-1, columns)
             _refuse_values(x, self.plan)
-            f.write(quantise(x, self.plan.format).data)
+            f.write(quantise(x, self.plan.format, self.importance).data)
 
 def _refuse_values(x, plan):
     top = float(np.abs(x).max()) # NaN if there is one
@@ -181,7 +184,9 @@ def _report_notes(r):
            f'the file is {r.compression_ratio:.2f} times smaller than 32 bits each')
     if not r.fell_back: return
     names = ', '.join(r.fell_back[:3]) + ('…' if len(r.fell_back) > 3 else '')
-    yield f'{len(r.fell_back)} tensors have rows that do not divide into {r.quantization} blocks and are stored as F16: {names}'
+    n = len(r.fell_back)
+    yield f"{n} tensor{'s have' if n > 1 else ' has'} rows that do not divide into the blocks of {r.quantization}, stored otherwise: {names}"
+    if r.label != r.quantization: yield f'that is most of the weights, so the file calls itself {r.label}'
 
 def _report_text(r):
     rows = [f"  {t:5} {v['tensors']:4} tensors {human_count(v['weights']):>9} weights {human_bytes(v['bytes']):>10}"
@@ -201,6 +206,7 @@ class ExportReport:
     "What an export wrote."
     path: str             # the file
     quantization: str     # what was asked for
+    label: str            # what the file calls itself
     file_bytes: int       # size of the file
     parameters: int       # weights in all
     types: dict           # type -> {'tensors', 'weights', 'bytes'}
@@ -220,14 +226,14 @@ class ExportReport:
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-conv-stream
 def _stream(conv, path, quiet):
     w = _Writer(path, 'starcoder2')
-    _add_model(w, conv.config, conv.format, conv.name, conv.sha256)
+    _add_model(w, conv.config, conv.label.label, conv.name, conv.sha256)
     _add_tokenizer(w, conv.tokenizer, conv.pieces)
     for t in conv.plan: w.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.nbytes, raw_dtype=t.format.type)
     try:
         w.write_header_to_file(); w.write_kv_data_to_file(); w.write_ti_data_to_file()
-        with progress_bar(total=conv.nbytes, desc=f'writing {conv.format.name}', unit='B', unit_scale=True, quiet=quiet) as bar:
+        with progress_bar(total=conv.nbytes, desc=f'writing {conv.label.name}', unit='B', unit_scale=True, quiet=quiet) as bar:
             for t in conv.plan:
-                w.write_tensor_data(_Rows(t, conv.weights.get_slice(t.source)))
+                w.write_tensor_data(_Rows(t, conv.weights.get_slice(t.source), conv.importance.get(t.name)))
                 bar.update(t.nbytes)
     finally: w.close()
 
@@ -236,9 +242,9 @@ def _summary(conv, path, seconds):
     for t in conv.plan:
         n = types.setdefault(t.format.type.name, dict(tensors=0, weights=0, bytes=0))
         n['tensors'] += 1; n['weights'] += t.weights; n['bytes'] += t.nbytes
-    fell_back = [t.name for t in conv.plan if len(t.shape) == 2 and t.shape[-1] % conv.format.block]
+    fell_back = [t.name for t in conv.plan if t.format is not t.wanted]
     parameters = sum(t.weights for t in conv.plan)
-    return ExportReport(str(path), conv.format.name, path.stat().st_size, parameters, types, fell_back, seconds)
+    return ExportReport(str(path), conv.type.name, conv.label.name, path.stat().st_size, parameters, types, fell_back, seconds)
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-conv
 class GGUFConverter:
@@ -246,10 +252,11 @@ class GGUFConverter:
     def __init__(self,
         checkpoint,            # checkpoint folder, or run folder, of which the best checkpoint is taken
         tokenizer=None,        # the one that the model was trained with; None for the one in the folder
-        quantization='fp16',   # 'fp32', 'fp16', 'bf16', 'q8' or 'q4_0'
+        quantization='fp16',   # a file type: 'fp32', 'fp16', 'bf16', 'q8', 'q6_k', 'q5_k_m', 'q4_k_m', …
         name='codette',        # what the model is called
+        importance=None,       # tensor's name in GGUF -> (columns,), how much an error in a column matters
     ):
-        self.format, self.name, self.report = number_format(quantization), name, None
+        self.type, self.name, self.importance, self.report = file_type(quantization), name, importance or {}, None
         refuse_pickle(checkpoint)
         folder = find_checkpoint(checkpoint)
         self.config = from_hf(read_json(folder/'config.json'))
@@ -258,8 +265,11 @@ class GGUFConverter:
         self.tokenizer = load_tokenizer(folder) if tokenizer is None else tokenizer
         self.pieces = check_pieces(self.tokenizer, self.config.vocab_size)
         shapes = tensor_shapes(self.config)
-        self.plan = [TensorPlan(g, hf, shapes[hf], tensor_format(g, shapes[hf], self.format))
-                     for hf, g in tensor_names(self.config.num_layers).items()]
+        names = {g: hf for hf, g in tensor_names(self.config.num_layers).items()}
+        stored = {g: shapes[hf] for g, hf in names.items()}
+        choices = assign(self.type, stored, ModelFacts('starcoder2', self.config.num_layers, 1, bool(self.importance)))
+        self.label = honest_type(self.type, stored, choices)
+        self.plan = [TensorPlan(g, hf, stored[g], choices[g].format, choices[g].wanted) for g, hf in names.items()]
 
     @property
     def nbytes(self) -> int:
@@ -289,7 +299,7 @@ def convert_checkpoint_to_gguf(
     checkpoint,          # checkpoint folder, or run folder, of which the best checkpoint is taken
     tokenizer,           # the one that the model was trained with; None for the one in the folder
     path,                # file to write; its folder is created
-    quantization='fp16', # 'fp32', 'fp16', 'bf16', 'q8' or 'q4_0'
+    quantization='fp16', # a file type: 'fp32', 'fp16', 'bf16', 'q8', 'q6_k', 'q5_k_m', 'q4_k_m', …
     name='codette',      # what the model is called
     force=False,         # True replaces a file that is already there
     quiet=False,         # True shows no progress

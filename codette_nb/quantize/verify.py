@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from ..core import CodetteError
 from ..data.records import render_chat
-from .blocks import FORMATS
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-lib
 def llama_library():
@@ -230,7 +229,8 @@ def compare_logits(
     return c
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-limit
-KL_LIMITS = {'fp32': 1e-4, 'fp16': 1e-4, 'bf16': 5e-3, 'q8': 2e-2, 'q4_0': .5} # nats a token
+KL_LIMITS = {'fp32': 1e-4, 'fp16': 1e-4, 'bf16': 5e-3, 'q8': 2e-2, 'q6_k': .05, 'q5_k_m': .1, 'q5_k_s': .1, 'q5_1': .1, 'q5_0': .1,
+             'q4_k_m': .3, 'q4_k_s': .3, 'q4_1': .5, 'q4_0': .5, 'q3_k_m': 1., 'q2_k': 3.} # nats a token
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-report-rows
 def _report_rows(r):
@@ -329,7 +329,8 @@ def _torch_logits(model, seqs):
     model.train(was)
 
 def _quantization(f):
-    return next((k.name for k in FORMATS.values() if k.file_type == f.metadata.get('general.file_type')), 'unknown')
+    from codette_nb.quantize.filetypes import FILE_TYPES
+    return next((t.name for t in FILE_TYPES.values() if t.label == f.metadata.get('general.file_type')), 'unknown')
 
 def _set_aside(r, answer):
     "Status and reason where llama.cpp gave no figures."
