@@ -25,11 +25,11 @@ from .data.sources import SOURCES
 from .data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from .evaluate.answers import Answers, ask_all
 from .evaluate.metrics import Comparison, NgramModel, compare_baselines, evaluate, memorisation, xz_bits_per_byte
-from .evaluate.report import Report, ollama_name, read_report, write_model_card, write_report
+from .evaluate.report import Report, read_report, write_model_card, write_report
 from .model.config import TransformerConfig, num_parameters, preset
 from .quantize.filetypes import file_type
 from .quantize.gguf import GGUFConverter
-from .quantize.ollama import write_modelfile
+from .quantize.ollama import modelfile_of, ollama_name, write_modelfile
 from .quantize.verify import sample_texts, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
 from .train.config import TrainingConfig
@@ -225,7 +225,7 @@ def export_run(
 ) -> dict:               # file, quantization, bytes, parity and the export's figures
     "Write a GGUF file with its Modelfile and verify it; raises `CodetteError` if llama.cpp does not agree."
     path = Path(path) if path else Path(run)/'model.gguf'
-    modelfile = path.with_name('Modelfile' if path.name == 'model.gguf' else f'{path.stem}.Modelfile')
+    modelfile = modelfile_of(path)
     for p in (path, modelfile):
         if p.exists() and not force: raise CodetteError(f"{p} exists already: choose another name, or replace it with --force")
     converter = GGUFConverter(run, None, quantization, name or _run_name(run))

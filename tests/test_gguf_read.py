@@ -61,3 +61,30 @@ def test_trained_on(made, tmp_path):
     assert metrics['step'] == 6
     trained, tokenizer = load_checkpoint(tmp_path/'run')
     assert not torch.equal(trained.norm.weight, before) and tokenizer.pieces() == tok.pieces()
+
+# codette inspect
+
+def test_inspect(tiny_run, tmp_path):
+    before = contents(tiny_run)
+    code, out, err = codette('inspect', tiny_run, '--json')
+    assert (code, err) == (0, '')
+    about = json.loads(out, parse_constant=lambda c: pytest.fail(f'{c} is not JSON'))
+    r = read_gguf(tiny_run/'model.gguf')
+    assert about['architecture'] == 'starcoder2' and about['parameters'] == r.parameters and len(about['tensors']) == len(r.tensors) == 35
+    assert about['metadata']['general.name'] == 'codette' and about['metadata']['tokenizer.ggml.tokens'] == '400 texts'
+    code, out, _ = codette('inspect', tiny_run/'model.gguf', '--keys', '--tensors')
+    assert code == 0 and 'general.architecture = starcoder2' in out and 'blk.1.ffn_up.bias' in out and '\x1b' not in out
+    assert contents(tiny_run) == before
+
+def test_inspect_a_tensor(tiny_run, tmp_path):
+    code, out, _ = codette('inspect', tiny_run, '--tensor', 'output_norm.weight', '--picture', tmp_path/'weights.png', '--json')
+    w = read_gguf(tiny_run/'model.gguf').torch('output_norm.weight')
+    t = json.loads(out)['tensor']
+    assert code == 0 and t['name'] == 'output_norm.weight' and t['largest'] == w.max().item() and t['mean'] == pytest.approx(w.mean().item()) and t['finite'] == 1
+    assert (tmp_path/'weights.png').read_bytes()[:4] == b'\x89PNG'
+    assert 'std' in codette('inspect', tiny_run, '--tensor', 'output_norm.weight')[1]
+
+@pytest.mark.parametrize('argv, says', [(['--tensor', 'none.weight'], 'has no tensor none.weight'), (['--picture', 'x.png'], 'name it with --tensor')])
+def test_inspect_refuses(tiny_run, argv, says):
+    code, out, err = codette('inspect', tiny_run, *argv)
+    assert (code, out) == (1, '') and says in err and err.count('\n') == 1

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'SET', 'EXPORT', 'SECTIONS', 'PLAN_HEAD', 'GENERATED', 'PROSE', 'LIMITS', 'CARD', 'check_report', 'Report',
-           'plan_cells', 'facts', 'plot_sets', 'write_report', 'read_report', 'ollama_name', 'model_card',
-           'write_model_card']
+           'plan_cells', 'facts', 'plot_sets', 'write_report', 'read_report', 'model_card', 'write_model_card']
 
 # %% ../../nbs/51_evaluate.report.ipynb #rep-imports
 import html, json, math, re
@@ -14,6 +13,7 @@ from pathlib import Path
 from ..core import CodetteError, atomic_file, human_bytes, human_count, human_time, read_json, write_json
 from ..data.sources import SOURCES
 from .metrics import SETS_HEAD, sets_cells, sets_table
+from ..quantize.ollama import ollama_name
 
 # %% ../../nbs/51_evaluate.report.ipynb #rep-schema
 SCHEMA = dict(
@@ -208,12 +208,6 @@ def read_report(
     except CodetteError as e: raise CodetteError(f'{path}: {e}') from e
 
 # %% ../../nbs/51_evaluate.report.ipynb #rep-card-head
-def ollama_name(
-    name: str, # what the model is called
-) -> str:      # lower case, letters, digits and hyphens
-    "A name that `ollama create` takes."
-    return re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'model'
-
 def _front_matter(report):
     name = json.dumps(report['model']['name'])  # a JSON string is a YAML string
     return f'''\

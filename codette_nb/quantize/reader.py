@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'LONGEST_NAME', 'MOST_TEXT', 'MOST_ROPE', 'one_line', 'Texts', 'StoredTensor', 'GGUFReader', 'read_gguf',
-           'from_gguf']
+           'find_gguf', 'from_gguf']
 
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-imports
 import html, math, os, struct
@@ -301,6 +301,19 @@ def read_gguf(
         if not isinstance(align, int) or align not in [1 << i for i in range(3, 17)]:
             raise c.bad(f'its alignment is {one_line(align)}, and a power of two from 8 to 65,536 is allowed')
         return GGUFReader(path, version, metadata, _tensors(c, n_tensors, align), c.size)
+
+# %% ../../nbs/41a_quantize.reader.ipynb #rd-find
+def find_gguf(
+    path, # GGUF file, or run folder with a model.gguf, `str` or `Path`
+) -> Path:
+    "The GGUF file that `path` stands for; raises `CodetteError` if there is none."
+    path = Path(path)
+    if path.is_dir():
+        if not (path/'model.gguf').is_file():
+            raise CodetteError(f"{path} holds no model.gguf: export it first, with codette export {path}")
+        path = path/'model.gguf'
+    if not path.is_file(): raise CodetteError(f"there is no model {path}: give a GGUF file or a run folder")
+    return path
 
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-config
 def _said(r, key, default=None):
