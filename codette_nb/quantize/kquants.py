@@ -8,11 +8,11 @@ __all__ = ['Q4_K', 'Q5_K', 'Q6_K', 'Q3_K', 'Q2_K']
 # %% ../../nbs/40a_quantize.kquants.ipynb #kq-imports
 import numpy as np
 from gguf import GGMLQuantizationType as GGMLType
-from .blocks import (NumberFormat, affine_scale, by_rows, compiled, f32, largest, mean_square,
+from .blocks import (TRIES, NumberFormat, affine_scale, by_rows, compiled, f32, fill, largest, mean_square,
                                         nearest, put_half, register, signed_scale, weigh)
 
 # %% ../../nbs/40a_quantize.kquants.ipynb #kq-stamp
-_COMPILED_WITH = 'd17938c03539'   # digest of blocks.py
+_COMPILED_WITH = 'a4e16a2bae87'   # digest of blocks.py
 
 # %% ../../nbs/40a_quantize.kquants.ipynb #kq-scales
 @compiled
@@ -71,7 +71,7 @@ def _fit(values, w, top, q):
     "As `_spread`, with weights."
     big = f32(0)
     for v in values: big = max(big, v)
-    q[:] = 0
+    fill(q, 0)
     if big < f32(1e-15): return f32(0)
     inv = f32(top)/big
     least = _misfit(values, w, inv, top, True)
@@ -189,16 +189,18 @@ def _pack_6(q, out):
 
 @compiled
 def _rows_6(x, importance, out):
-    q, d, w = np.empty(256, np.uint8), np.empty(16, np.float32), np.empty(256, np.float32)
+    q, work = np.empty(256, np.uint8), np.zeros((3, TRIES), np.float32)
+    d, w = np.empty(16, np.float32), np.empty(256, np.float32)
     for r in range(len(x)):
         for b in range(x.shape[1]//256):
             block, o = x[r, 256*b:256*b+256], out[r, 210*b:210*b+210]
             if importance is None: _squares(block, w)
-            else: w[:] = importance[256*b:256*b+256]
-            for j in range(0, 256, 16): d[j//16] = signed_scale(block[j:j+16], w[j:j+16], 32, q[j:j+16])
+            else:
+                for i in range(256): w[i] = importance[256*b+i]
+            for j in range(0, 256, 16): d[j//16] = signed_scale(block[j:j+16], w[j:j+16], 32, work, q[j:j+16])
             big = largest(d)
             if abs(big) < f32(1e-15):
-                o[:] = 0
+                fill(o, 0)
                 continue
             inv = f32(-128)/big
             scale = put_half(f32(1)/inv, o, 208)
@@ -226,7 +228,7 @@ Q6_K = register(NumberFormat('q6_k', GGMLType.Q6_K, 256, 210, 31*127*65504.,
 def _descend(x, half, q):
     "A signed scale, found by moving one integer at a time; weights count by their squares."
     extreme = largest(x)
-    q[:] = 0
+    fill(q, 0)
     if abs(extreme) < f32(1e-15): return f32(0)
     a = b = f32(0)
     inv = f32(-half)/extreme
@@ -258,7 +260,7 @@ def _descend_once(x, half, q, a, b):
 
 # %% ../../nbs/40a_quantize.kquants.ipynb #kq-3-scales
 @compiled
-def _search_3(x, importance, d, total, w, q):
+def _search_3(x, importance, d, total, w, work, q):
     variance = mean_square(x, f32(2))
     for j in range(16):
         sub, sq = x[16*j:16*j+16], q[16*j:16*j+16]
@@ -267,13 +269,13 @@ def _search_3(x, importance, d, total, w, q):
             weigh(sub, importance[16*j:16*j+16], variance, w)
             total[j] = f32(0)
             for v in w: total[j] += v
-            d[j] = signed_scale(sub, w, 4, sq)
+            d[j] = signed_scale(sub, w, 4, work, sq)
 
 @compiled
 def _signed_multiples(d, s):
     "Multiples from -32 to 31 of a common scale, shifted to begin at 0; the largest becomes -32."
     big = largest(d)
-    s[:] = 0
+    fill(s, 0)
     if big == 0: return f32(0)
     inv = f32(-32)/big
     for j in range(16): s[j] = 32 + min(max(np.int64(np.int8(nearest(inv*d[j]))), -32), 31)
@@ -294,12 +296,12 @@ def _pack_3(q, s, out):
 @compiled
 def _rows_3(x, importance, out):
     d, total, w = np.empty(16, np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
-    q, s = np.empty(256, np.uint8), np.empty(16, np.uint8)
+    q, s, work = np.empty(256, np.uint8), np.empty(16, np.uint8), np.zeros((3, TRIES), np.float32)
     for r in range(len(x)):
         for b in range(x.shape[1]//256):
             block, o = x[r, 256*b:256*b+256], out[r, 110*b:110*b+110]
-            _search_3(block, None if importance is None else importance[256*b:256*b+256], d, total, w, q)
-            found = _signed_multiples(d, s) if importance is None else signed_scale(d, total, 32, s)
+            _search_3(block, None if importance is None else importance[256*b:256*b+256], d, total, w, work, q)
+            found = _signed_multiples(d, s) if importance is None else signed_scale(d, total, 32, work, s)
             scale = put_half(found, o, 108)
             for j in range(16):
                 _round_signed_all(block[16*j:16*j+16], scale*(f32(s[j]) - f32(32)), 4, q[16*j:16*j+16])
