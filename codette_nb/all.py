@@ -29,9 +29,9 @@ from .model.transformer import (CustomTransformer, FeedForwardNetwork, MultiHead
                                           create_codette_model)
 from .pipeline import Recipe, ask_run, experiment_of, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
 from .quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf
-from .quantize.ollama import write_modelfile
-from .quantize.reader import from_gguf, read_gguf
-from .quantize.runtime import LlamaCpp
+from .quantize.ollama import Ollama, deploy, write_modelfile
+from .quantize.reader import GGUFReader, from_gguf, read_gguf
+from .quantize.runtime import LlamaCpp, serve
 from .quantize.verify import verify_gguf
 from .train.ablation import Ablation, ablate
 from .train.checkpoint import LanguageModel, load, load_checkpoint, save_checkpoint

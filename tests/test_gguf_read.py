@@ -1,12 +1,13 @@
 "A GGUF file made here is the model again: the same ids, the same logits, and ready to be trained on."
 import json
-import pytest, torch
+import numpy as np, pytest, torch
 from tiny import codette, contents, write_book
 from codette_nb.core import CodetteError
 from codette_nb.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, SimpleTokenizer
 from codette_nb.model.config import TransformerConfig
 from codette_nb.model.transformer import create_codette_model
-from codette_nb.quantize.gguf import convert_checkpoint_to_gguf
+from codette_nb.quantize.blocks import FORMATS, dequantise
+from codette_nb.quantize.gguf import convert_checkpoint_to_gguf, tensor_names
 from codette_nb.quantize.reader import from_gguf, read_gguf
 from codette_nb.quantize.verify import hostile_strings, sample_texts
 from codette_nb.train.checkpoint import load_checkpoint, save_checkpoint
@@ -41,6 +42,24 @@ def test_the_same_logits(made, tmp_path):
         back, _ = from_gguf(convert_checkpoint_to_gguf(checkpoint, None, tmp_path/f'{quantization}.gguf', quantization))
         with torch.no_grad(): difference = (back(ids) - model(ids)).abs().max()
         assert back.config == model.config and (difference > 0) == (most > 0) and difference <= most
+
+@pytest.mark.parametrize('quantization', ['q2_k', 'q3_k_m', 'q4_k_m', 'q5_k_m', 'q6_k', 'q5_1'])
+def test_every_block(quantization, tmp_path):
+    "gguf's decoders and this package's own give the same weights, and a model is made of them."
+    torch.manual_seed(0)
+    tok = ByteTokenizer(size=320)
+    model = create_codette_model(TransformerConfig(320, 32, 256, 1, 4))
+    save_checkpoint(tmp_path/'checkpoint', model, tok)
+    path = convert_checkpoint_to_gguf(tmp_path/'checkpoint', None, tmp_path/'m.gguf', quantization)
+    r, state = read_gguf(path), from_gguf(path)[0].state_dict()
+    of_type = {f.type: f for f in FORMATS.values()}
+    names = {g: hf.removeprefix('model.') for hf, g in tensor_names(1).items()}
+    for name, t in r.tensors.items():
+        raw = np.fromfile(path, np.uint8, t.nbytes, offset=t.offset).reshape(t.weights//t.shape[-1], -1)
+        np.testing.assert_allclose(dequantise(raw, of_type[t.type]).reshape(t.shape), r.tensor(name), rtol=1e-6, atol=1e-7)
+        assert torch.equal(state[names[name]], r.torch(name))
+        assert (state[names[name]] - model.state_dict()[names[name]]).norm() <= .5*model.state_dict()[names[name]].norm()
+    assert len(r.types()) > 1 or quantization == 'q6_k'
 
 def test_through_a_checkpoint_and_back(made, tmp_path):
     "Export, read, save, export again: the same file but for where it came from."
