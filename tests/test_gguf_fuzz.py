@@ -3,6 +3,7 @@ import json, os, random, struct, subprocess, sys, tracemalloc
 from pathlib import Path
 import pytest
 from codette_nb.core import CodetteError
+from codette_nb.quantize.ollama import create_fields
 from codette_nb.quantize.reader import MOST, MOST_TEXT, from_gguf, read_gguf
 
 U8, U32, F32, BOOL, TEXT, ARRAY, U64 = 0, 4, 6, 7, 8, 9, 10
@@ -115,6 +116,20 @@ def test_memory_is_at_most_the_file(value, tmp_path):
     assert most < r.file_bytes + (1 << 20)
     _, most = peak(lambda: (repr(r), r._repr_html_(), r.to_dict()))
     assert most < 1 << 20
+
+@pytest.mark.parametrize('value', [n32(U32) + n32(7), n32(BOOL) + b'\1', n32(F32) + bytes(4), n32(TEXT) + text('x'), array(U32, 2, n32(1)*2), array(TEXT, 2, text('llama')*2)],
+                         ids=['number', 'truth', 'fraction', 'text', 'numbers', 'texts'])
+def test_values_of_another_kind(value, tmp_path):
+    "Whatever stands where something else is expected is a sentence, or is not looked at."
+    names = ('general.name', 'general.file_type', 'tokenizer.chat_template', 'tokenizer.ggml.model', 'tokenizer.ggml.tokens', 'tokenizer.ggml.pre', 'starcoder2.context_length',
+             'starcoder2.block_count', 'starcoder2.attention.head_count', 'starcoder2.attention.layer_norm_epsilon', 'starcoder2.rope.scaling.type')
+    path = tmp_path/'values.gguf'
+    path.write_bytes(gguf([ARCH, *(key(n, value) for n in names)], [tensor('token_embd.weight')], LINE))
+    r = read_gguf(path)
+    assert r.context_length in (0, 7) and r.summary() and r._repr_html_() and json.dumps(r.to_dict(), allow_nan=False)
+    assert sentence(from_gguf, path) and sentence(create_fields, path)
+    path.write_bytes(gguf([key('general.architecture', value)], [tensor('token_embd.weight')], LINE))
+    assert 'only the starcoder2 layout' in sentence(from_gguf, path)
 
 def test_memory_of_a_text(tmp_path):
     "A single letter beyond the sixteenth bit makes a text four times as long in Python, and it is copied while it grows: hence a limit, which is the constant."

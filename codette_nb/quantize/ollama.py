@@ -291,10 +291,9 @@ def create_fields(
         if other: raise CodetteError(f"{beside} has a line that is not sent, for {other[0]}: use ollama create")
         fields = {k: said[k] for k in ('template', 'system') if said.get(k)}
         return fields | dict(parameters=_settings([(k, v) for k, v in pairs if k not in COMMANDS]))
-    if r.metadata.get('tokenizer.chat_template') != CHAT_TEMPLATE:
+    if str(r.metadata.get('tokenizer.chat_template')) != CHAT_TEMPLATE:
         raise CodetteError(f"{path} has no {beside.name} beside it and a chat template that is not this package's: write one that says how Ollama shall talk to it")
-    context = r.metadata.get(f'{r.architecture}.context_length')
-    return dict(template=OLLAMA_TEMPLATE, parameters=PARAMETERS | (dict(num_ctx=context) if context else {}))
+    return dict(template=OLLAMA_TEMPLATE, parameters=PARAMETERS | (dict(num_ctx=r.context_length) if r.context_length else {}))
 
 # %% ../../nbs/43_quantize.ollama.ipynb #ol-deployed
 @dataclass(repr=False)

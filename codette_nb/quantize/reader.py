@@ -258,6 +258,11 @@ class GGUFReader(_Figures):
     @property
     def architecture(self) -> str: return str(self.metadata.get('general.architecture', 'unknown'))
     @property
+    def context_length(self) -> int:
+        "Tokens that the model was made to look at; 0 if the file does not say."
+        n = self.metadata.get(f'{self.architecture}.context_length')
+        return n if type(n) is int and n > 0 else 0
+    @property
     def parameters(self) -> int: return sum(t.weights for t in self.tensors.values())
     @property
     def bits_per_weight(self) -> float: return 8*sum(t.nbytes for t in self.tensors.values())/max(1, self.parameters)

@@ -101,9 +101,8 @@ class LlamaCpp:
         parallel=1,                    # questions that are answered at the same time
     ):
         self.path = find_gguf(path)
-        self.metadata = read_gguf(self.path).metadata
-        arch = self.metadata.get('general.architecture')
-        self.context_length = context_length or self.metadata.get(f'{arch}.context_length', 0)
+        file = read_gguf(self.path)
+        self.metadata, self.context_length = file.metadata, context_length or file.context_length
         _check_port(port)
         self._server = _start(self.path, self.context_length*parallel, threads, port, parallel)
 
