@@ -28,6 +28,8 @@ from .model.generate import Sampling, generate, generate_batch, stream, tidy
 from .model.transformer import (CustomTransformer, FeedForwardNetwork, MultiHeadAttention, RoPEPositionalEmbedding, TransformerLayer,
                                           create_codette_model)
 from .pipeline import Recipe, ask_run, experiment_of, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
+from .quantize.blocks import FORMATS, dequantise, number_format, quantise
+from .quantize.filetypes import FILE_TYPES, file_type
 from .quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf
 from .quantize.ollama import Ollama, deploy, write_modelfile
 from .quantize.reader import GGUFReader, from_gguf, read_gguf

@@ -20,11 +20,13 @@ from ..core import CodetteError, one_of
 
 # %% ../../nbs/40_quantize.blocks.ipynb #blk-plot
 def _draw_fields(ax, fields):
-    left, total = 0, sum(b for _, b in fields)
+    left, total, narrow = 0, sum(b for _, b in fields), []
     for i, (label, bits) in enumerate(fields):
-        ax.barh(0, bits, left=left, color=f'C{i}', edgecolor='white')
-        ax.text(left + bits/2, 0, label if bits > total/12 else '', ha='center', va='center', fontsize=8, color='white')
+        bar = ax.barh(0, bits, left=left, color=f'C{i}', edgecolor='white')
+        if bits > total/12: ax.text(left + bits/2, 0, label, ha='center', va='center', fontsize=8, color='white')
+        else: narrow.append((bar, label))
         left += bits
+    if narrow: ax.legend(*zip(*narrow), ncol=len(narrow), fontsize=7, loc='lower right', bbox_to_anchor=(1, .9), frameon=False)
     ax.set(xlim=(0, total), yticks=[], xticks=[0, total])
     ax.spines[['top', 'left', 'right']].set_visible(False)
 
@@ -126,6 +128,7 @@ def _check_importance(importance, columns):
         raise CodetteError("the importance holds a value that is negative, infinite or not a number")
     return w
 
+# %% ../../nbs/40_quantize.blocks.ipynb #blk-rows-back
 def dequantise(
     b,           # (rows, bytes of a row) uint8, as `quantise` returns them
     format='q8', # the format they are in
@@ -356,6 +359,7 @@ def _solve(x, w, sw, sx, levels):
     if offset > 0: scale, offset = sxl/sl2, f32(0)
     return scale, offset, d > 0
 
+# %% ../../nbs/40_quantize.blocks.ipynb #blk-search4
 @compiled
 def affine_scale(x, w, top, first, step, tries, absolute, guarded, levels, q):
     "Scale and negative offset for integers from 0 to `top`, which are left in `q`; `levels` is (len(x),) float32 to work in."
@@ -406,6 +410,7 @@ def _signed_rows(x, importance, out, half):
             put_half(d, o, 0)
             _pack(q, half == 16, o[2:])
 
+# %% ../../nbs/40_quantize.blocks.ipynb #blk-32-affine
 @compiled
 def _affine_rows(x, importance, out, top):
     w, levels, q, size = np.empty(32, np.float32), np.empty(32, np.float32), np.empty(32, np.uint8), 20 if top == 15 else 24

@@ -12,7 +12,7 @@ from .blocks import (TRIES, NumberFormat, affine_scale, by_rows, compiled, f32, 
                                         nearest, put_half, register, signed_scale, weigh)
 
 # %% ../../nbs/40a_quantize.kquants.ipynb #kq-stamp
-_COMPILED_WITH = 'a4e16a2bae87'   # digest of blocks.py
+_COMPILED_WITH = '677f56b4d0d9'   # digest of blocks.py
 
 # %% ../../nbs/40a_quantize.kquants.ipynb #kq-scales
 @compiled
@@ -132,6 +132,7 @@ def _pack_45(q, top, out):
     for j in range(4):
         for i in range(32): out[32*j+i] = (q[64*j+i] & 15) | (q[64*j+32+i] & 15) << 4
 
+# %% ../../nbs/40a_quantize.kquants.ipynb #kq-45-rows
 @compiled
 def _rows_45(x, importance, out, top):
     d, m, total = np.empty(8, np.float32), np.empty(8, np.float32), np.empty(8, np.float32)
@@ -187,6 +188,7 @@ def _pack_6(q, out):
             out[64*h+32+i] = (a[i+32] & 15) | (a[i+96] & 15) << 4
             out[128+32*h+i] = (a[i] >> 4) | (a[i+32] >> 4) << 2 | (a[i+64] >> 4) << 4 | (a[i+96] >> 4) << 6
 
+# %% ../../nbs/40a_quantize.kquants.ipynb #kq-6-rows
 @compiled
 def _rows_6(x, importance, out):
     q, work = np.empty(256, np.uint8), np.zeros((3, TRIES), np.float32)
@@ -293,6 +295,7 @@ def _pack_3(q, s, out):
     for j in range(8): out[96+j] = s[j] & 15 | (s[j+8] & 15) << 4
     for j in range(4): out[104+j] = s[j] >> 4 | (s[j+4] >> 4) << 2 | (s[j+8] >> 4) << 4 | (s[j+12] >> 4) << 6
 
+# %% ../../nbs/40a_quantize.kquants.ipynb #kq-3-rows
 @compiled
 def _rows_3(x, importance, out):
     d, total, w = np.empty(16, np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
