@@ -28,15 +28,15 @@ def _mix_options(p):
     p.add_argument('--keep', action='append', default=[], metavar='RULE',
                    help='switch a cleaning rule off: short, letters, broken, unbroken, same_lines, same_run, placeholder, exact, near, overlap or all; may be repeated')
 
-def _run_options(p, out):
+def _run_options(p, out='', force=True):
     p.add_argument('--data', action='append', default=[], metavar='PATH[:WEIGHT]',
                    help="your own text: a file, an archive or a folder of any readable kind, and how often to read it; may be repeated (default: Python's documentation)")
     p.add_argument('--samples', type=int, default=5000, metavar='N', help='generated training records, 0 for none (default: %(default)s)')
-    p.add_argument('--out', default=out, metavar='RUN', help='folder for the run (default: %(default)s)')
+    if out: p.add_argument('--out', default=out, metavar='RUN', help='folder for the run (default: %(default)s)')
     p.add_argument('--name', default='codette', help='what the model is called (default: %(default)s)')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps (default: %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='of data and training (default: %(default)s)')
-    p.add_argument('--force', action='store_true', help='delete a run that is there')
+    if force: p.add_argument('--force', action='store_true', help='delete a run that is there')
     _mix_options(p)
 
 def _export_options(p):
@@ -142,13 +142,13 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--seeds', type=int, default=1, metavar='N', help='runs of each setting (default: %(default)s)')
     p.add_argument('--trials', type=int, default=None, metavar='N', help='settings drawn at random (default: every combination)')
     p.add_argument('--retry', action='store_true', help='run again what failed')
-    _set_option(p); _run_options(p, 'runs/sweep'); _output_options(p)
+    _set_option(p); _run_options(p, 'runs/sweep', force=False); _output_options(p)
 
     p = _command(sub, 'find-lr', 'Raise the learning rate over some steps on a copy of a model, and say which rate learns fastest.',
                  'codette find-lr --size nano --data book.txt', find_rate)
     p.add_argument('--size', default='nano', help='(default: %(default)s)')
     p.add_argument('--picture', default=None, metavar='FILE', help='the curve, .png or .svg')
-    _set_option(p); _run_options(p, 'runs/find-lr')
+    _set_option(p); _run_options(p, force=False)
 
     p = _command(sub, 'export', 'Write the best model of a run as a GGUF file with a Modelfile, and verify it in llama.cpp.',
                  'codette export runs/quick --quantization q8 --out codette-q8.gguf', export)
@@ -244,7 +244,7 @@ def _mix(args):
 
 def _value(text):
     # what stands behind the = of an option
-    try: return json.loads(text)
+    try: return json.loads(dict(true='true', false='false', none='null').get(text.lower(), text))
     except json.JSONDecodeError: return text
 
 def _settings(pairs):
@@ -253,6 +253,7 @@ def _settings(pairs):
     from codette_nb.core import one_of
     from codette_nb.train.config import TrainingConfig
     if wrong := next((p for p in pairs if '=' not in p), None): raise CodetteError(f"--set {wrong}: write FIELD=VALUE, as in lr=0.003")
+    if twice := next((k for k in ('device', 'seed') if any(p.startswith(f'{k}=') for p in pairs)), None): raise CodetteError(f"--set {twice}: there is --{twice} for that")
     return {one_of(k, [f.name for f in fields(TrainingConfig)], 'field'): _value(v) for k, v in (p.split('=', 1) for p in pairs)}
 
 def quick(
@@ -269,7 +270,10 @@ def train(
 ):
     "`codette train`."
     from codette_nb import pipeline as pl
-    if args.resume: report = pl.resume_run(args.out, args.quantization, args.verify, args.json, args.steps)
+    if args.resume:
+        if given := [f'--{k}' for k in ('set', 'data', 'batch', 'context', 'vocab', 'shards', 'low_memory') if getattr(args, k)]:
+            raise CodetteError(f"{given[0].replace('_', '-')} has no meaning with --resume: the run goes on with the settings and the text that it was begun with")
+        report = pl.resume_run(args.out, args.quantization, args.verify, args.json, args.steps)
     else:
         recipe = pl.make_recipe(args.size, 500 if args.steps is None else args.steps, _sources(args), args.samples, args.device, args.seed, args.name, args.vocab,
                                 args.context, args.batch, _mix(args), args.shards, **dict(save_every=args.save_every) | _settings(args.set)
@@ -319,11 +323,18 @@ def _experiment(args):
     return experiment_of(recipe, getattr(args, 'json', False))
 
 def _varied(pair):
+    from dataclasses import fields
+    from codette_nb.core import one_of
+    from codette_nb.model.config import TransformerConfig
+    from codette_nb.train.config import TrainingConfig
     from codette_nb.train.experiments import Between
     name, _, values = pair.partition('=')
     if not values: raise CodetteError(f"--vary {pair}: write FIELD=VALUE,VALUE, as in lr=0.001,0.003")
-    if '..' in values: return name, Between(*map(_value, values.split('..', 1)))
-    return name, [_value(v) for v in values.split(',')]
+    one_of(name, sorted({f.name for c in (TrainingConfig, TransformerConfig) for f in fields(c)} - {'seed', 'max_steps', 'vocab_size'}), 'field')
+    if '..' not in values: return name, [_value(v) for v in values.split(',')]
+    low, high = map(_value, values.split('..', 1))
+    if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in (low, high)): raise CodetteError(f"--vary {pair}: a range goes from one number to another, as in lr=0.001..0.01")
+    return name, Between(low, high)
 
 def sweep_runs(
     args, # parsed arguments

@@ -14,7 +14,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from .core import CodetteError, check_device, detect_device, human_bytes, human_time, one_of, read_json, write_json
+import torch
+from .core import CodetteError, check_device, detect_device, human_bytes, one_of, read_json
 from .data.corpora import open_corpus, python_docs, read_corpus
 from .data.mixer import Mixer, Mixing, Split
 from .data.packing import TextDataset
@@ -274,9 +275,10 @@ def finish_run(
     quiet=False,             # True prints nothing
 ) -> Report:
     "Measure the best model of a run, export and verify it, write report.json and the model card."
-    run, times = trainer.out, dict(times or {}, training=trainer.elapsed)
+    run, times, small = trainer.out, dict(times or {}, training=trainer.elapsed), trainer.config.low_memory
     t = time.perf_counter()
-    model, tokenizer = load_checkpoint(run, trainer.config.device)
+    if small: trainer.let_go() # there is no room for the model twice, nor in float32
+    model, tokenizer = load_checkpoint(run, trainer.config.device, torch.bfloat16 if small else torch.float32)
     measured = compare_baselines(model, tokenizer, split.train, split.held_out, quiet=quiet)
     held_out = next(iter(split.held_out.values()))
     sources = {r.source for r in held_out}
@@ -284,6 +286,10 @@ def finish_run(
     kept = memorisation(model, tokenizer, [r for r in split.train if r.source in sources], held_out, limit=100) if fits else None
     times['measuring'] = time.perf_counter() - t
     t = time.perf_counter()
+    if verify and small and 5*num_parameters(recipe.model) > detect_device('cpu').memory:
+        verify = False
+        print(f"the export is not verified: that takes the model in float32, {human_bytes(4*num_parameters(recipe.model))}", file=sys.stderr)
+    del model
     export = export_run(run, quantization=quantization, verify=verify, force=True, name=recipe.name,
                         texts=[render(r) for r in held_out[:20]] + sample_texts(), quiet=quiet)
     times['export and verification'] = time.perf_counter() - t
@@ -337,6 +343,7 @@ def experiment_of(
     quiet=False,    # True prints nothing but what had to be skipped
 ) -> Experiment:
     "A recipe as the base of a sweep or of a learning-rate finder; a curriculum's order is not kept."
+    recipe = replace(recipe, training=replace(recipe.training, device=detect_device(recipe.training.device).type)) # the text names it
     split = build_split(recipe, quiet)
     return Experiment(recipe.model, build_tokenizer(recipe, split), open_part(recipe) if recipe.shards else split.train, split.held_out, recipe.training)
 

@@ -41,7 +41,7 @@ class TransformerConfig:
                 bad.append(f"hidden_size is {self.hidden_size}: it must be divisible by num_heads, {self.num_heads}")
             elif self.head_size % 2:
                 bad.append(f"hidden_size / num_heads is {self.head_size}: it must be even, because rotary positions turn pairs")
-        if not 0 <= self.dropout < 1: bad.append(f"dropout is {self.dropout}: it must be at least 0 and below 1")
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1: bad.append(f"dropout is {self.dropout!r}: it must be a number of at least 0 and below 1")
         for k in ('rope_theta', 'norm_eps', 'init_std'):
             if not getattr(self, k) > 0: bad.append(f"{k} is {getattr(self, k)}: it must be above 0")
         if bad: raise CodetteError('; '.join(bad))
@@ -95,6 +95,7 @@ class Memory:
     activations: int  # kept for the backward pass; for inference the key-value cache
     working: int = 0  # for a moment: logits, casts, the largest gradient
     process: int = 0  # Python, torch and this package
+    copy: int = 0     # of weights and optimizer, from which checkpoints are written beside training
 
     @property
     def total(self) -> int: return sum(asdict(self).values())
@@ -126,7 +127,7 @@ def training_memory(
     kept += c.num_layers*act_bytes*tokens*d + layer if checkpointing else c.num_layers*layer
     muon = optimizer == 'muon'
     moments = 8*n - 4*muon*c.num_layers*(4*d*d + 2*d*f)
-    return Memory(4*n, 4*n, moments, kept, 2*logits + 6*muon*min(LOGITS, 4*c.num_layers*d*f), PROCESS)
+    return Memory(4*n, 4*n, moments, kept, 2*logits + 6*muon*min(LOGITS, 4*c.num_layers*d*f), PROCESS, 4*n + moments)
 
 def inference_memory(
     c: TransformerConfig, # the shape

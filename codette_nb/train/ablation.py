@@ -16,6 +16,7 @@ from ..core import CodetteError, set_seed, text_table
 from ..data.packing import TextDataset
 from ..model.config import TransformerConfig
 from ..model.transformer import CustomTransformer
+from .lowmemory import new_model
 from .trainer import CodetteTrainer, TrainingConfig
 
 # %% ../../nbs/36_train.ablation.ipynb #45c58237
@@ -76,9 +77,8 @@ def ablate(
     shuffled = ShuffledTargets(train, tokenizer, model.context_length, config.seed)
     data = {'shuffled targets': shuffled, 'repeated text': repeat(train, few)}
     for name in CONTROLS:
-        set_seed(config.seed)
         folder = Path(out)/name.replace(' ', '-')
-        trainer = CodetteTrainer(CustomTransformer(model), tokenizer, data.get(name, train), eval, config, folder, force)
+        trainer = CodetteTrainer(new_model(model, config), tokenizer, data.get(name, train), eval, config, folder, force)
         if name == 'frozen model': freeze(trainer)
         trainer.fit(quiet=quiet)
     return Ablation.read(out)

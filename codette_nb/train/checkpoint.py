@@ -339,15 +339,16 @@ def _wanted(weights, folder, dtypes=False):
 def load_model(
     folder,       # a checkpoint that was checked already
     device='cpu', # where the model is put
+    dtype=torch.float32, # of its weights
 ) -> CustomTransformer:
-    "The model of a checkpoint, in float32; raises `CodetteError` if its tensors are not those of its configuration."
+    "The model of a checkpoint; raises `CodetteError` if its tensors are not those of its configuration."
     folder = Path(folder)
     check_device(device)
     config = from_hf(read_json(folder/'config.json'))
     with torch.device('meta'): model = CustomTransformer(config)
     with _wanted(model_weights(model), folder) as f:
         # cloned, so that no memory map keeps the file open (Windows cannot replace an open file)
-        model.load_state_dict({k: f.get_tensor(f'model.{k}').float().clone() for k in model.state_dict()}, assign=True)
+        model.load_state_dict({k: f.get_tensor(f'model.{k}').to(dtype, copy=True) for k in model.state_dict()}, assign=True)
     model.rope = type(model.rope)(config.head_size, config.context_length, config.rope_theta) # buffers are not stored
     for p in model.parameters(): p.requires_grad_(True)
     return model.to(device)
@@ -366,10 +367,11 @@ def load_weights(
 def load_checkpoint(
     path,         # checkpoint folder, or run folder
     device='cpu', # where the model is put
+    dtype=torch.float32, # of its weights
 ): # (model, tokenizer)
     "The model and the tokenizer of a checkpoint."
     folder = find_checkpoint(path)
-    model, tokenizer = load_model(folder, device), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, device, dtype), load_tokenizer(folder)
     if tokenizer.vocab_size != model.config.vocab_size:
         raise CodetteError(f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model {model.config.vocab_size} rows")
     return model, tokenizer

@@ -58,7 +58,7 @@ class TrainingConfig:
         **changes, # fields to change
     ):
         "Settings for `nano` to `mini`: Muon, a rate that holds and then falls, frequent measurements."
-        return cls(**dict(optimizer='muon', lr=4e-3, muon_lr=.02, schedule='wsd', warmup_steps=20, max_steps=500, batch_size=16,
+        return cls(**dict(optimizer='muon', lr=1e-2, muon_lr=.02, momentum=.9, beta2=.99, zero_init=True, length_ramp=.5, schedule='wsd', warmup_steps=20, max_steps=500, batch_size=16,
                           eval_every=100, save_every=200, sample_every=100, log_every=5) | changes)
 
     def shape(self,

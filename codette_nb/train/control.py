@@ -24,6 +24,11 @@ COMMANDS = dict(           # name → arguments
 )
 LASTING = 'lr', 'weights', 'steps' # what a repeated run has to do again
 
+def _check_prompt(prompt):
+    message = lambda m: isinstance(m, dict) and isinstance(m.get('role'), str) and isinstance(m.get('content'), str)
+    if prompt is None or isinstance(prompt, str) or (isinstance(prompt, list) and prompt and all(map(message, prompt))): return
+    raise CodetteError(f"the prompt is {prompt!r}: it must be a text, or a list of messages with role and content")
+
 def check_command(
     command: str, # one of `COMMANDS`
     args: dict,   # its arguments
@@ -31,6 +36,7 @@ def check_command(
     "Raise `CodetteError` saying what is wrong with a command."
     known = COMMANDS[one_of(command, list(COMMANDS), 'command')]
     if unknown := sorted(set(args) - set(known)): raise CodetteError(f"the command {command!r} has no {', '.join(unknown)}; it takes {', '.join(known) or 'nothing'}")
+    if command == 'sample': _check_prompt(args.get('prompt'))
     positive = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
     if command == 'lr' and not (positive(args.get('factor')) and args['factor'] > 0):
         raise CodetteError(f"factor is {args.get('factor')!r}: it must be a number above 0, such as 0.5 for half of the planned rate")

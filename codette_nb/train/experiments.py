@@ -76,7 +76,7 @@ class RunLog:
 
     @property
     def ended(self) -> str:
-        "'finished', 'stopped', 'early', 'time', 'disk', 'interrupted', 'error'; 'running', or 'unfinished' where nobody trains and nothing says how it ended."
+        "'finished', 'stopped', 'early', 'disk', 'interrupted', 'error'; 'running', or 'unfinished' where nobody trains and nothing says how it ended."
         tail = next((e for e in reversed(self.events) if e['event'] in ('start', 'step', 'eval', 'resume', 'stop')), {})
         if tail.get('event') == 'stop': return tail.get('reason', 'stopped')
         return 'running' if holder(self.folder) else 'unfinished' if tail else 'not begun'
@@ -301,10 +301,12 @@ class Experiment:
         out,          # run folder
         changes=None, # field → value
         config=None,  # `TrainingConfig` to take in place of the changed one
+        model=None,   # `TransformerConfig` to take in place of the changed one
         **kw,         # passed on to `CodetteTrainer`: force, resume, meta
     ) -> CodetteTrainer:
         "A trainer with some fields changed, ready to `fit`."
-        model, changed = self.settings(changes or {})
+        shape, changed = self.settings(changes or {})
+        model = model or shape
         config, choice = self._settled(model, config or changed)
         train, held = self.shards
         windows = lambda shards, seed: TextDataset(shards, self.tokenizer, model.context_length, seed)
@@ -514,7 +516,7 @@ def point_name(
     return safe if exact else f'{safe}-{hashlib.sha256(json.dumps(changes, default=str).encode()).hexdigest()[:8]}'
 
 # %% ../../nbs/37_train.experiments.ipynb #6fd17f65
-DONE = 'finished', 'stopped', 'early', 'time'
+DONE = 'finished', 'stopped', 'early'
 
 def _spread(x): return statistics.stdev(x) if len(x) > 1 else None
 
@@ -691,9 +693,11 @@ def _trainer_at(experiment, folder, changes, budget):
     # the trainer of a point, at the step where it stands
     step = latest_checkpoint(folder, begin=True) if (folder/'config.json').is_file() else None
     model, config = experiment.settings(changes)
-    if step: config = TrainingConfig.from_dict(read_json(folder/'config.json')['training'])
+    if step: # as it was begun, with what was settled then
+        saved = read_json(folder/'config.json')
+        model, config = TransformerConfig(**saved['model']), TrainingConfig.from_dict(saved['training'])
     else: config = budget.planned(config, model.context_length, 1.1*_step_time(experiment, changes) if budget.seconds else 1.)
-    trainer = experiment.trainer(folder, changes, config, resume=step is not None, force=step is None)
+    trainer = experiment.trainer(folder, changes, config, model, resume=step is not None, force=step is None)
     if budget.seconds: trainer.listeners.append(Deadline(trainer, budget.seconds))
     if step: trainer.load(step)
     return trainer

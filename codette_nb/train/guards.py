@@ -6,7 +6,7 @@
 __all__ = ['ENOUGH_EPOCHS', 'EarlyStopping', 'Deadline', 'Gap', 'worth', 'Repeats', 'Spikes', 'Verdict', 'Late', 'ZeroGradient',
            'regularisation', 'folder_bytes', 'short_of_space', 'Extraction', 'reproduced', 'draw', 'find_span',
            'by_chance', 'Leak', 'Canary', 'canaries', 'canary_records', 'exposure', 'make_room', 'Judging', 'Guards',
-           'checkpoint_bytes', 'no_room']
+           'checkpoint_bytes', 'test_leak', 'finish', 'no_room']
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-imports
 import math, random, shutil
@@ -43,19 +43,28 @@ class EarlyStopping:
 class Deadline:
     "Changes the number of steps so that training ends in time."
     def __init__(self,
-        trainer,        # whose steps are changed: `total_steps`, `elapsed`, `replan`
+        trainer,        # whose steps are changed: `total_steps`, `elapsed`, `tokens`, `tokens_left`, `replan`
         seconds: float, # that training may take, measuring and saving included
-    ): self.trainer, self.seconds, self.last = trainer, seconds, [0, 0.]
+    ): self.trainer, self.seconds, self.last = trainer, seconds, [0, 0., 0] # step, seconds and tokens when the pace was last taken
 
     def __call__(self, e: dict):
-        t = self.trainer
-        if e['event'] == 'step' and not self.last[0]: self.last = [e['step'], t.elapsed]
+        t, here = self.trainer, [e['step'], self.trainer.elapsed, self.trainer.tokens]
+        if e['event'] == 'rollback' or (e['event'] == 'step' and not self.last[0]): self.last = here
         if e['event'] != 'eval' or not 0 < e['step'] < t.total_steps: return
-        (step, elapsed), self.last = self.last, [e['step'], t.elapsed]
+        (step, elapsed, tokens), self.last = self.last, here
         if e['step'] <= step: return                                        # measured twice at one step
-        left, pace = self.seconds - t.elapsed, (t.elapsed - elapsed)/(e['step'] - step)
-        steps = max(e['step'] + 1, e['step'] + int(left/max(pace, 1e-9)))
+        pace = max(t.elapsed - elapsed, 1e-9)/(t.tokens - tokens)           # seconds a token: with a batch ramp steps differ
+        steps = self._steps(e['step'], (self.seconds - t.elapsed)/pace)
         if steps < .95*t.total_steps or (steps > 1.1*t.total_steps and e['step'] <= t.total_steps/2): t.replan(steps)
+
+    def _steps(self, step, tokens):
+        # as many as read no more than that from here on, at least one
+        low, high = step + 1, step + 2
+        while self.trainer.tokens_left(high) <= tokens: low, high = high, step + 2*(high - step)
+        while high - low > 1:
+            middle = (low + high)//2
+            low, high = (middle, high) if self.trainer.tokens_left(middle) <= tokens else (low, middle)
+        return low
 
     def state(self) -> dict: return dict(last=self.last)
     def load_state(self, s: dict): self.last = s['last']
@@ -431,8 +440,11 @@ class Judging:
         c, due = self.trainer.config, step % self.trainer.config.log_every == 0 or step == self.trainer.total_steps
         wrong = self._judged(self.late(loss, norm))
         if due and not wrong: wrong = self.settle()
-        if due and not wrong and not c.low_memory: self._tell('zero_gradient', self.zero(self.trainer.model.named_parameters()))
+        if due and not wrong: self._tell('zero_gradient', self._zero_low(norm) if c.low_memory else self.zero(self.trainer.model.named_parameters()))
         return wrong
+
+    def _zero_low(self, norm): # gradients are gone by now, their norm is not
+        if float(norm) == 0: return 'the gradient is zero everywhere: the model learns nothing; look at the targets and at what the loss masks'
 
     def settle(self) -> str|None:
         "The verdict that is outstanding, on a GPU; asked for before anything is saved."
@@ -469,7 +481,7 @@ class Guards(Judging):
         self.gap, self.repeats, self.zero, self.late, self.leak = Gap(), Repeats(), ZeroGradient(), Late(), None
         self.verdict = Verdict(trainer.held_out_loss, Spikes(ceiling=2*math.log(trainer.model.config.vocab_size)))
         self.stopping = EarlyStopping(lambda why: trainer.stop(why, 'early'), trainer.config.patience)
-        self.evals, self.told, self.skip = 0, {}, []
+        self.evals, self.told, self.skip, self.tested = 0, {}, [], None
         self._reading = deque(maxlen=2 + (trainer.config.device != 'cpu'))   # where the last steps began to read
 
     def __call__(self, e: dict): getattr(self, f"_on_{e['event']}", lambda e: None)(e)
@@ -507,11 +519,20 @@ def _on_eval(self, e):
     self.verdict.last = e['loss'] if math.isfinite(e['loss']) else None
     self._tell('gap', self.gap.held_out(e['loss']))
     if said := self.repeats(t.batches.seen()): t.warn('repeats', said)
-    if self.evals % self.leak_every == 0 or e['step'] >= t.total_steps:
-        if not self.leak:
-            self.leak = Leak(t.train_set.shards, next(iter(t.eval_sets.values())).shards, t.model.config.context_length)
-        self._tell('leak', self.leak(t.model))
+    if self.evals % self.leak_every == 0: self.test_leak(e['step'])
     if t.config.patience: self.stopping(e)
+
+def test_leak(self,
+    step: int, # where the run is
+):
+    "Look for text learnt by heart, and say so."
+    t, self.tested = self.trainer, step
+    if not self.leak: self.leak = Leak(t.train_set.shards, next(iter(t.eval_sets.values())).shards, t.model.config.context_length)
+    self._tell('leak', self.leak(t.model))
+
+def finish(self):
+    "What is looked at once more when training has ended, however it did."
+    if self.evals and self.tested != self.trainer.step: self.test_leak(self.trainer.step)
 
 def no_room(self,
     best=False, # True for the best model, which is smaller than a checkpoint to resume from
@@ -531,4 +552,5 @@ def _on_stop(self, e):
     best = self.trainer.out/'checkpoints'/BEST
     if e['reason'] == 'early' and best.is_dir(): load_weights(best, self.trainer.model)
 
-Guards._on_eval, Guards._on_checkpoint, Guards._on_stop, Guards.no_room = _on_eval, _on_checkpoint, _on_stop, no_room
+Guards._on_eval, Guards._on_checkpoint, Guards._on_stop = _on_eval, _on_checkpoint, _on_stop
+Guards.no_room, Guards.test_leak, Guards.finish = no_room, test_leak, finish

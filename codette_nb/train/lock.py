@@ -76,7 +76,7 @@ class RunLock:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             taken = _take(fd)
             if taken is None:
-                os.close(fd)
+                os.close(fd); path.unlink(missing_ok=True) # a lock that nobody holds would say that the run was killed
                 print(f'{self.run} is on a file system without locks: see to it that no other process trains there', file=sys.stderr)
                 return self
             if taken and path.exists() and os.path.samestat(os.fstat(fd), os.stat(path)): break

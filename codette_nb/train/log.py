@@ -16,10 +16,10 @@ class MetricsFile:
     "Keeps events as lines of JSON; the second start of a resumed run is not kept."
     def __init__(self,
         path, # file to append to
-    ): self.path = Path(path)
+    ): self.path, self._again = Path(path), False
 
     def __call__(self, e: dict):
-        if e['event'] == 'start' and self.size: return
+        if e['event'] == 'start' and self._again: self._again = False; return # the first one stands already
         with open(self.path, 'a', encoding='utf-8', newline='\n') as f: f.write(json.dumps(e, ensure_ascii=False) + '\n')
 
     @property
@@ -28,7 +28,8 @@ class MetricsFile:
     def cut(self,
         size: int, # bytes to keep
     ):
-        "Drop what was written later."
+        "Drop what was written later; the next start is that of the same run."
+        self._again = size > 0
         if self.size > size: os.truncate(self.path, size)
 
 # %% ../../nbs/32b_train.log.ipynb #tr-log

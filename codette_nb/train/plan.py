@@ -24,8 +24,8 @@ from ..data.records import render
 from ..data.shards import Shards
 from ..data.sources import ABOUT, SOURCES
 from ..data.tokenizer import SentencePieceTokenizer
-from ..model.config import PRESETS, PROCESS, Memory, TransformerConfig, flops_per_token, num_parameters, training_memory
-from ..model.transformer import CustomTransformer
+from ..model.config import PRESETS, Memory, TransformerConfig, flops_per_token, num_parameters, training_memory
+from .lowmemory import new_model
 from .config import TrainingConfig
 from .guards import Leak
 from .probe import Choice, settle
@@ -232,7 +232,7 @@ def rehearse(
     tokenizer, train, held_out = text.windows(config)
     short = replace(training, max_steps=steps, log_every=1, eval_every=steps, eval_windows=4, save_every=steps, sample_every=steps, patience=0, batch_ramp=0., length_ramp=0.)
     with tempfile.TemporaryDirectory(prefix='codette-') as out:
-        trainer = CodetteTrainer(CustomTransformer(config), tokenizer, train, held_out, short, out)
+        trainer = CodetteTrainer(new_model(config, short), tokenizer, train, held_out, short, out)
         trainer.listeners.append(lambda e: events.append(e | dict(wall=time.perf_counter(), busy=time.process_time())))
         trainer.sample_prompt, trainer.guards.leak = 'The', lambda model: None # tested once in a run, not at each measurement: timed by itself
         trainer.fit(quiet=True)
@@ -373,7 +373,7 @@ def memory_of(
     training: TrainingConfig,  # batch, optimizer and number format
 ) -> Memory:
     "What a run takes of the device at its peak."
-    return training_memory(config, training.batch_size*config.context_length, 2 if training.dtype == 'bfloat16' else 4,
+    return training_memory(config, training.batch_size*config.context_length, 2 if training.low_memory or training.dtype == 'bfloat16' else 4,
                            training.low_memory, training.optimizer, training.checkpointing)
 
 def check_memory(

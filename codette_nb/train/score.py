@@ -61,7 +61,7 @@ def gradient(
 class Score:
     "The consciousness score and its terms, each between 0 and 1."
     loss_improvement: float # held-out, against single-token entropy
-    progress: float         # share of planned tokens seen
+    progress: float         # share of planned steps made
     gradient: float         # norm before clipping, share of the threshold
 
     @property

@@ -8,10 +8,9 @@ __all__ = ['RUN_FILES', 'measure', 'check_out', 'clear_out', 'Saving', 'Loading'
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-imports
 import json, math, os, shutil, signal, sys, threading, time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-import numpy as np
 import torch
 from ..core import CodetteError, read_json, set_seed, write_json
 from ..data.packing import Prefetch, Sampler, TextDataset
@@ -91,7 +90,8 @@ class Saving(Obeying):
         # computed once: it hashes all the text
         c = self.config
         if self._who is None: self._who = identity(self.model, self.tokenizer, self.train_set, **{k: getattr(c, k) for k in (
-            'optimizer', 'muon_passes', 'low_memory', 'batch_size', 'grad_accum', 'seed', 'device', 'dtype', 'threads', 'compile')})
+            'optimizer', 'lr', 'muon_lr', 'muon_passes', 'momentum', 'beta2', 'weight_decay', 'warmup_steps', 'schedule', 'decay', 'floor', 'max_grad_norm', 'batch_ramp',
+            'length_ramp', 'low_memory', 'batch_size', 'grad_accum', 'seed', 'device', 'dtype', 'threads', 'compile')})
         return self._who
 
     def _state(self):
@@ -105,7 +105,7 @@ class Saving(Obeying):
 
     def save(self) -> Path:
         "Save a checkpoint to resume from, and delete the oldest beyond `config.keep`; where the disk has no room, the run ends instead."
-        if wrong := self.guards.settle(): return self.roll_back(wrong)
+        if wrong := self.guards.settle() or (None if self._finite() else 'a weight is no longer a number'): return self.roll_back(wrong)
         if why := self.guards.no_room(): return self._full(why)
         path = self.out/'checkpoints'/f'step-{self.step}'
         saved = self.saver.save(path, self.model, self.tokenizer, *self._state(), keep=self.config.keep)
@@ -113,6 +113,8 @@ class Saving(Obeying):
         self.saved = self.step
         self.emit('checkpoint', step=self.step, path=path.relative_to(self.out).as_posix(), best=False)
         return path
+
+    def _finite(self): return all(bool(torch.isfinite(p).all()) for p in self.model.parameters()) # a broken model must not become the checkpoint to fall back to
 
     def _full(self, why):
         # end the run with what was saved before
@@ -145,13 +147,17 @@ class Loading(Saving):
         if folder is None:
             with self.lock: self._tidy(); self.metrics.cut(0)
             return
+        if Path(folder).resolve().parent != (self.out/'checkpoints').resolve():
+            raise CodetteError(f"{folder} is not a checkpoint of {self.out}: load one of the run's own")
         folder = check_checkpoint(folder)
         with self.lock:
             self._tidy()
             state = self._restore(folder)
             self.metrics.cut(state['metrics_bytes'])
             for p in folder.parent.glob('step-*'): # what came later is damaged, or belongs to a future that will not happen
-                if p.name[5:].isdigit() and int(p.name[5:]) > self.step: os.replace(p, p.with_name(f'superseded-{p.name}'))
+                if p.name[5:].isdigit() and int(p.name[5:]) > self.step:
+                    shutil.rmtree(aside := p.with_name(f'superseded-{p.name}'), ignore_errors=True)
+                    os.replace(p, aside)
             # the line about this checkpoint was written after its state was taken
             self.metrics(dict(event='checkpoint', time=time.time(), step=self.step, path=folder.resolve().relative_to(self.out.resolve()).as_posix(), best=False))
 
@@ -183,9 +189,10 @@ class Loading(Saving):
             raise CodetteError(f"{sorry}; {self.rollbacks} times the run fell back and went on at half the rate; the checkpoints up to step {self.saved} are good")
         self.saver.wait()
         if not any((self.out/'checkpoints').glob('step-*')): raise CodetteError(f"{sorry}; there is no checkpoint yet to fall back to")
-        before, count, done, elapsed = self.step, self.rollbacks + 1, self.applied, self.elapsed
+        before, count, done, kept = self.step, self.rollbacks + 1, self.applied, (self.elapsed, self.best)
         self._restore(latest_checkpoint(self.out))
-        self.rollbacks, self.lr_scale, self.elapsed = count, self.lr_scale/2, elapsed
+        self.rollbacks, self.lr_scale = count, self.lr_scale/2
+        self.elapsed, self.best = kept # the time is spent, and the best model is still on the disk
         # a rate that was asked for since is part of what went wrong; other commands are done again at their steps
         self.withdrawn += [c for c in self.controls[self.applied:done] if c['command'] == 'lr' and c not in self.withdrawn]
         self.emit('rollback', step=self.step, from_step=before, factor=self.lr_scale, reason=reason)
@@ -195,8 +202,9 @@ class Loading(Saving):
 class Measuring(Loading):
     "Evaluations and samples of a trainer."
     def evaluate(self) -> dict:
-        "Measure all held-out sets; the first decides which model is best, and the best is saved."
+        "Measure all held-out sets; the first decides which model is best, and the best is saved. Where a loss is no number, the run falls back, and there is nothing to tell."
         sets = {k: measure(self.model, d, self.config.eval_windows, autocast=self.autocast) for k, d in self.eval_sets.items()}
+        if wrong := [k for k, r in sets.items() if not math.isfinite(r['loss'])]: self.roll_back(f"the loss on {', '.join(wrong)} is no longer a number"); return {}
         self.last = {k: v for k, v in next(iter(sets.values())).items() if k != 'tokens'}
         self.emit('eval', step=self.step, tokens=self.tokens, **self.last, sets=sets)
         if self.last['loss'] < self.best: self.best = self.last['loss']; self.save_best()
@@ -226,6 +234,13 @@ class Measuring(Loading):
 # %% ../../nbs/33_train.trainer.ipynb #tr-step
 class Stepping(Measuring):
     "One optimizer step of a trainer."
+    def tokens_left(self,
+        steps: int|None=None, # of the whole run; None for as many as are planned
+    ) -> int:
+        "What the steps to come read, if the run has so many."
+        c = self.config if steps is None else replace(self.config, max_steps=steps)
+        return c.tokens(self.model.config.context_length, self.step)
+
     def _gradient(self):
         # the loss of the next batches, and its gradient in the parameters
         c, loss, (windows, length) = self.config, 0., self.config.shape(self.step, self.model.config.context_length)
@@ -265,7 +280,7 @@ class Loop(Stepping):
         loss, norm = torch.stack(self._losses).mean().item(), float(norm)
         made, self._logged = self.tokens - self._logged, self.tokens
         self._losses, waited, self._waited = [], self._waited, 0.
-        left = self.config.tokens(self.model.config.context_length, self.step)
+        left = self.tokens_left()
         self.emit('step', step=self.step, loss=loss, lr=self.optimizer.lr, grad_norm=norm, tokens=self.tokens,
                   tokens_per_second=made/max(seconds, 1e-9), data=waited/max(seconds, 1e-9), elapsed=self.elapsed,
                   time_left=(self.elapsed - self._begun)/max(1, self.tokens - self._first)*left)
@@ -273,7 +288,9 @@ class Loop(Stepping):
     def _around(self, last):
         # what is due after a step
         c, measured = self.config, None
-        if self.step % c.eval_every == 0 or last: self.evaluate(); measured = self.step
+        if self.step % c.eval_every == 0 or last:
+            if not self.evaluate(): return None
+            measured = self.step
         if c.sample_every and (self.step % c.sample_every == 0 or last): self.sample()
         if self.step % c.save_every == 0 or last: self.save()
         return measured
@@ -322,7 +339,7 @@ class Loop(Stepping):
         quiet=False, # True prints nothing
     ) -> dict:       # reason, step, elapsed (seconds), best_loss, loss, accuracy, bits_per_byte, run
         "Train to the end, or until stopped; raises what went wrong."
-        self.log.quiet, self._first, self._logged, self._begun, self._waited = quiet, self.tokens, self.tokens, self.elapsed, 0.
+        self.log.quiet, self._first, self._logged, self._begun, self._waited, self.paused = quiet, self.tokens, self.tokens, self.elapsed, 0., False
         try:
             with self._at_work():
                 self.emit('start', step=self.step, steps=self.total_steps, parameters=self.model.num_parameters(), device=self.config.device,
@@ -333,6 +350,7 @@ class Loop(Stepping):
             self.emit('stop', step=self.step, reason='error', message=str(e), elapsed=self.elapsed)
             raise
         (reason, message), self._stop = self._stop or ('finished', ''), None
+        if reason != 'interrupted': self.guards.finish()
         self.emit('stop', step=self.step, reason=reason, message=message, elapsed=self.elapsed)
         return dict(reason=reason, step=self.step, elapsed=self.elapsed, best_loss=self.best, **self.last, run=str(self.out))
 
@@ -412,6 +430,10 @@ class CodetteTrainer(Loop):
     def tokens_per_step(self) -> int: return self.config.batch_size*self.config.grad_accum*self.model.config.context_length
 
     def autocast(self): return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.dtype == 'bfloat16' and not self.config.low_memory)
+
+    def let_go(self):
+        "Give back the memory of model, optimizer and the copy that checkpoints are written from; what was trained is in the checkpoints."
+        self.model = self.optimizer = self.saver = None
 
     def __repr__(self): return f'CodetteTrainer(step {self.step:,} of {self.total_steps:,}, {self.model!r}, out={str(self.out)!r})'
 
