@@ -49,7 +49,7 @@ def test_order_of_dependency(root, notebooks):
     assert not wrong
 
 def test_packages_of_one_room_only(root, notebooks):
-    owners = {'ipywidgets': 'codette_nb.widgets.', 'gguf': 'codette_nb.quantize.', 'xllamacpp': 'codette_nb.quantize.',
+    owners = {'ipywidgets': 'codette_nb.widgets.', 'gguf': 'codette_nb.quantize.', 'xllamacpp': 'codette_nb.quantize.', 'numba': 'codette_nb.quantize.',
               'nbdev': 'codette_nb.docs', 'sphinx': 'codette_nb.docs', 'fastcore': 'codette_nb.docs'}
     wrong = [f'{name} imports {m}' for name, path in modules(root, notebooks).items() for m in imports(path, name)
              if not name.startswith(owners.get(m.split('.')[0], 'codette_nb'))]

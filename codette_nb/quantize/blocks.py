@@ -153,6 +153,7 @@ def _as_float(bits): return np.int32(bits).view(np.float32)
 
 @compiled
 def fill(out, v):
+    "Set every element; compiles faster than an assignment to a slice."
     for i in range(len(out)): out[i] = v
 
 @compiled
