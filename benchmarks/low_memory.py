@@ -5,6 +5,7 @@ kernel's (VmHWM), so Python and torch are in it. Sizes up to mini are trained wi
 memory than --limit is stopped. Linux only; the larger sizes want the machine alone (xlarge 17 GiB and some minutes).
 """
 import argparse, json, subprocess, sys, threading, time
+from dataclasses import replace
 from pathlib import Path
 from codette_nb.core import human_bytes, human_count, read_json, text_table, write_json
 from codette_nb.model.config import PRESETS, num_parameters, preset, training_memory
@@ -26,7 +27,6 @@ def child(size, mode, tokens, steps, lr, returned):
     from codette_nb.train.lowmemory import LowMemory, create_low_memory_model, returned_memory
     from codette_nb.train.config import TrainingConfig
     from codette_nb.train.optim import Optimizer, lr_factor
-    from codette_nb.train.probe import kept_memory
     from codette_nb.train.probe import kept_memory
     context = min(512, tokens, preset(size).context_length)
     windows = tokens//context
@@ -65,6 +65,7 @@ def measure(size, mode, tokens=512, steps=3, lr=1e-4, limit=21.5, returned=1):
     if p.wait(): sys.exit(f'{size} in {mode} mode was stopped; it got {len(lines)} lines far')
     c, done = preset(size), lines[1:]
     predicted = training_memory(c, tokens, low_memory=mode == 'low', **({} if mode == 'low' else dict(optimizer=mode)))
+    predicted = replace(predicted, copy=0) # no checkpoints are written here
     return dict(size=size, mode=mode, parameters=num_parameters(c), tokens=tokens, peak_bytes=done[-1]['peak'], predicted_bytes=predicted.total,
                 ratio=round(predicted.total/done[-1]['peak'], 3), limit_gib=LIMITS.get(size) if mode == 'low' else None,
                 seconds_to_make=lines[0]['made'], seconds_per_step=min(l['seconds'] for l in done[:-1]), lr=lr, losses=[round(l['loss'], 3) for l in done])

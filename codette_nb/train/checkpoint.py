@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from ..core import CodetteError, check_device, atomic_folder, human_bytes, human_time, read_json, require_space, write_json
+from ..core import CodetteError, check_device, atomic_folder, human_bytes, read_json, require_space, write_json
 from ..data.packing import TextDataset
 from ..data.shards import token_dtype, tokenizer_fingerprint
 from ..data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer

@@ -7,7 +7,7 @@ __all__ = ['LEAST', 'CHOICES', 'TrainingConfig']
 
 # %% ../../nbs/31a_train.config.ipynb #cf-imports
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from ..core import CodetteError
 from .optim import OPTIMIZERS, SCHEDULES, ramp
 

@@ -9,14 +9,14 @@ __all__ = ['ENOUGH_EPOCHS', 'EarlyStopping', 'Deadline', 'Gap', 'worth', 'Repeat
            'checkpoint_bytes', 'test_leak', 'finish', 'no_room']
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-imports
-import math, random, shutil
+import math, random
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 import numpy as np
 import torch
-from ..core import CodetteError, human_bytes, require_space
+from ..core import CodetteError, require_space
 from ..data.records import Record
 from ..data.shards import Shards
 from .checkpoint import BEST, load_weights, prune

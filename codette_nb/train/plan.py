@@ -10,13 +10,13 @@ __all__ = ['TERMS', 'LAWS', 'BETWEEN', 'VOCABULARIES', 'BYTES_PER_TOKEN', 'EXPEC
 
 # %% ../../nbs/34_train.plan.ipynb #pl-imports
 import math, re, sys, tempfile, time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from html import escape
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import CodetteError, Device, detect_device, human_bytes, human_count, human_time, one_of, text_table
+from ..core import CodetteError, Device, detect_device, human_bytes, human_count, human_time, text_table
 from ..data.corpora import python_docs
 from ..data.mixer import Mixer, Mixing
 from ..data.packing import TextDataset

@@ -7,13 +7,13 @@ __all__ = ['X', 'Attached', 'gone_words', 'leave', 'wait', 'run_names', 'overlay
            'overlay_png', 'Overlay', 'show_overlay', 'panel']
 
 # %% ../../nbs/60b_widgets.attach.ipynb #attach-imports
-import base64, html, math, os, threading, time, warnings
+import base64, html, math, os, threading, time
 from pathlib import Path
 from ..core import CodetteError, human_count, human_time, one_of, read_json
 from ..train.control import tell_run
 from ..train.lock import LOCK, holder
 from .history import (PALETTE, STATUS, STYLE, Chart, History, Line, RunFile, _legend, _num, _png, _xy, chart_svg, draw_chart,
-                                        history_png, read_history, summary, ticks)
+                                        history_png, summary)
 from .panel import LIVE_STYLE, NO_WIDGETS, _WIDE, Asking, Panel, _html, _no_panel, how_back, veil_html
 
 # %% ../../nbs/60b_widgets.attach.ipynb #attach-run
@@ -198,6 +198,8 @@ class Overlay:
     @property
     def going(self) -> bool: return any(getattr(r, 'status', h.status) not in ('gone', 'silent') and h.going for r, h in zip(self._runs, self.histories.values()))
 
+    def leave(self): self.left = True # shown elsewhere: what is here becomes a picture
+
     def refresh(self) -> bool: # True if there was any news
         "Read what the runs have written since."
         news = [(r._news(), r._watch(0)) for r in self._runs if isinstance(r, Attached)]
@@ -254,7 +256,7 @@ def show_overlay(self):
 Overlay.static, Overlay.code, Overlay.widgets, Overlay.paint, Overlay.live, Overlay.show = _static, _code, _widgets, _paint, _live, show_overlay
 
 # %% ../../nbs/60b_widgets.attach.ipynb #attach-panel
-_shown = {} # by path: what is alive on a page of this kernel
+_shown = {} # by path, or paths: what is alive on a page of this kernel
 
 def panel(
     *runs,               # run folders; one is shown with its buttons, several over each other
@@ -263,7 +265,10 @@ def panel(
 ):                       # `Attached`, or `Overlay` of several
     "Show a run by its folder, also one that another process is doing: `panel('runs/codette')`."
     if not runs: raise CodetteError("give the folder of a run: panel('runs/codette')")
-    if len(runs) > 1: shown = Overlay(*runs); shown.show(); return shown
+    if len(runs) > 1:
+        if before := _shown.pop(key := tuple(Path(r).resolve() for r in runs), None): before.leave()
+        _shown[key] = shown = Overlay(*runs); shown.show()
+        return shown
     run = Attached(runs[0])
     if before := _shown.pop(run.folder.resolve(), None): before.leave()
     if not run.history.going: run._done.set()

@@ -8,7 +8,7 @@ __all__ = ['SCORE_TERMS', 'PALETTE', 'STATUS', 'STYLE', 'Series', 'History', 'Ma
            'summary', 'panel_html', 'notes_html', 'about_run', 'sample_html', 'history_png']
 
 # %% ../../nbs/60_widgets.history.ipynb #panel-imports
-import base64, bisect, html, io, json, math, os, random, textwrap
+import bisect, html, io, json, math, os, random, textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path

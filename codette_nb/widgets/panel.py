@@ -10,7 +10,7 @@ import asyncio, base64, html, math, os, threading, time, warnings
 from datetime import datetime
 from pathlib import Path
 from ..core import CodetteError
-from .history import (PALETTE, STYLE, History, _drawable, _png, _where, history_png, notes_html, panel_html,
+from .history import (STYLE, History, _where, history_png, notes_html, panel_html,
                                         read_history, sample_html, summary)
 
 # %% ../../nbs/60a_widgets.panel.ipynb #panel-ask
