@@ -18,7 +18,8 @@ from ..data.mixer import Mixer, Mixing, Rereading
 from ..data.records import FORMS, ROLES, Record, forms, render
 from ..data.sources import SOURCES, families
 from ..data.tokenizer import TAGS
-from .panel import PALETTE, STYLE, _drawable, _no_panel, _png
+from .history import PALETTE, STYLE, _drawable, _png
+from .panel import _no_panel
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-size
 def _nbytes(record): return len(render(record).encode('utf-8', 'surrogatepass'))
