@@ -250,7 +250,9 @@ def test_what_is_no_model(run, tmp_path):
 
 def start(*argv):
     "`codette serve` in a process of its own, once it listens, and its address."
-    p = subprocess.Popen([sys.executable, '-c', 'from codette_nb.cli import entry; entry()', 'serve', *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    # a test run in the background ignores Ctrl-C, and its children would too
+    code = 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from codette_nb.cli import entry; entry()'
+    p = subprocess.Popen([sys.executable, '-c', code, 'serve', *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                          text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
     timer = threading.Timer(120, p.kill); timer.daemon = True; timer.start()
     return p, p.stdout.readline()

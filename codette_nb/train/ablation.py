@@ -12,10 +12,9 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 import numpy as np
-from ..core import CodetteError, set_seed, text_table
+from ..core import CodetteError, text_table
 from ..data.packing import TextDataset
 from ..model.config import TransformerConfig
-from ..model.transformer import CustomTransformer
 from .lowmemory import new_model
 from .trainer import CodetteTrainer, TrainingConfig
 
