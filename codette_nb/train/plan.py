@@ -9,7 +9,7 @@ __all__ = ['TERMS', 'LAWS', 'BETWEEN', 'VOCABULARIES', 'BYTES_PER_TOKEN', 'EXPEC
            'PeakMemory', 'check_request', 'make_plan', 'about_model']
 
 # %% ../../nbs/34_train.plan.ipynb #pl-imports
-import math, re, sys, tempfile, time
+import math, re, statistics, sys, tempfile, time
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from html import escape
@@ -448,7 +448,7 @@ class Planner:
         return min((self.option(size, config, n) for n in batches), key=lambda o: (not self.usable(o), self.loss(o) if self.usable(o) else o.batch))
 
     def usable(self, o: Option) -> bool: return o.fits and (o.steps >= 10 or 'max_steps' in self.changes)
-    def loss(self, o: Option) -> float: return next(iter(o.expected.values()))[0]
+    def loss(self, o: Option) -> float: return statistics.geometric_mean(b for b, _ in o.expected.values()) # a share less counts the same on each set
 
     def rehearse(self, o: Option, windows=None, steps=3):
         "Add a rehearsal of an option to what is known."
