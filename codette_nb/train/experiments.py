@@ -24,7 +24,7 @@ from ..model.config import TransformerConfig
 from ..model.transformer import CustomTransformer
 from .checkpoint import latest_checkpoint
 from .config import TrainingConfig
-from .guards import Deadline
+from .guards import Deadline, held_out_mean
 from .lock import holder
 from .lowmemory import new_model
 from .optim import Optimizer
@@ -91,10 +91,10 @@ def run_figures(
 ) -> dict: # figures that a run does not have are None
     "What came of a run."
     step, score, stop = run.last('step'), run.last('score'), run.last('stop')
-    best = min((e for e in run.of('eval') if _finite(e['loss'])), key=lambda e: e['loss'], default={})
+    best = min((e for e in run.of('eval') if _finite(held_out_mean(e))), key=held_out_mean, default={})
     speed = [e['tokens_per_second'] for e in run.of('step')]
-    return dict(steps=step.get('step', 0), tokens=step.get('tokens', 0), best_loss=best.get('loss'),
-                bits_per_byte=best.get('bits_per_byte'), loss_improvement=score.get('loss_improvement'), score=score.get('score'),
+    return dict(steps=step.get('step', 0), tokens=step.get('tokens', 0), best_loss=held_out_mean(best) if best else None,
+                bits_per_byte=held_out_mean(best, 'bits_per_byte') if best else None, loss_improvement=score.get('loss_improvement'), score=score.get('score'),
                 tokens_per_second=statistics.median(speed) if speed else None, seconds=stop.get('elapsed', step.get('elapsed')), ended=run.ended)
 
 RunLog.figures = run_figures
@@ -271,7 +271,7 @@ class Experiment:
     model: TransformerConfig  # shape
     tokenizer: object         # fitted, with as many pieces as the shape has rows
     train: object             # training records or texts, or `Shards`
-    eval: object              # held-out text of the same kinds, or a dictionary of several sets; the first decides what is best
+    eval: object              # held-out text of the same kinds, or a dictionary of several sets, which count alike
     config: TrainingConfig = field(default_factory=TrainingConfig.laptop) # settings
 
     @cached_property

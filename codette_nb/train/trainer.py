@@ -20,7 +20,7 @@ from ..model.generate import generate
 from .checkpoint import BEST, Saver, check_checkpoint, identity, latest_checkpoint, load_state, load_weights
 from .config import TrainingConfig
 from .control import CONTROLS, INBOX, Inbox, Obeying, read_controls
-from .guards import Guards, regularisation
+from .guards import Guards, held_out_mean, regularisation
 from .lock import RunLock
 from .log import Log, MetricsFile
 from .lowmemory import LowMemory, returned_memory
@@ -202,12 +202,12 @@ class Loading(Saving):
 class Measuring(Loading):
     "Evaluations and samples of a trainer."
     def evaluate(self) -> dict:
-        "Measure all held-out sets; the first decides which model is best, and the best is saved. Where a loss is no number, the run falls back, and there is nothing to tell."
+        "Measure all held-out sets; the best by the mean of their losses is saved. Where a loss is no number, the run falls back, and there is nothing to tell."
         sets = {k: measure(self.model, d, self.config.eval_windows, autocast=self.autocast) for k, d in self.eval_sets.items()}
         if wrong := [k for k, r in sets.items() if not math.isfinite(r['loss'])]: self.roll_back(f"the loss on {', '.join(wrong)} is no longer a number"); return {}
         self.last = {k: v for k, v in next(iter(sets.values())).items() if k != 'tokens'}
         self.emit('eval', step=self.step, tokens=self.tokens, **self.last, sets=sets)
-        if self.last['loss'] < self.best: self.best = self.last['loss']; self.save_best()
+        if (loss := held_out_mean(dict(sets=sets))) < self.best: self.best = loss; self.save_best()
         return sets
 
     def held_out_loss(self) -> float: # nats per token
@@ -361,7 +361,7 @@ class CodetteTrainer(Loop):
         model,                  # `CustomTransformer`
         tokenizer,              # fitted, with as many pieces as the model has rows
         train,                  # records or texts, `Shards`, or a `TextDataset`
-        eval,                   # held-out text of the same kinds, or a dictionary of several sets; the first decides what is best
+        eval,                   # held-out text of the same kinds, or a dictionary of several sets, which count alike; the score is of the first
         config=TrainingConfig(), # how
         out='runs/codette',     # run folder
         force=False,            # True deletes a run that is there
