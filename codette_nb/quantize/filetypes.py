@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILE_TYPES', 'FALLBACK', 'ModelFacts', 'more_bits', 'FileType', 'file_type', 'Choice', 'fitting', 'assign',
-           'honest_type']
+           'commonest', 'honest_type']
 
 # %% ../../nbs/40b_quantize.filetypes.ipynb #ft-imports
 import math, re
@@ -137,15 +137,22 @@ def assign(
     return out
 
 # %% ../../nbs/40b_quantize.filetypes.ipynb #ft-label
+def commonest(
+    shapes: dict,        # as for `assign`
+    choices: dict,       # what `assign` made of it, or another choice
+) -> FileType:
+    "The file type that is named after the format of most of the weights."
+    weights = Counter()
+    for name, c in choices.items():
+        if len(shapes[name]) > 1: weights[c.format.name] += math.prod(shapes[name])
+    return file_type(weights.most_common(1)[0][0])
+
 def honest_type(
     quantization,        # what was asked for
     shapes: dict,        # as for `assign`
     choices: dict,       # what `assign` made of it
 ) -> FileType:
     "The file type that a file may call itself: the one asked for, unless most of its weights fell back."
-    asked, weights, fallen = file_type(quantization), Counter(), 0
-    for name, c in choices.items():
-        n = math.prod(shapes[name])
-        if len(shapes[name]) > 1: weights[c.format.name] += n
-        fallen += n*c.fell_back
-    return file_type(weights.most_common(1)[0][0]) if 2*fallen > weights.total() else asked
+    sizes = {name: math.prod(shapes[name]) for name in choices if len(shapes[name]) > 1}
+    fallen = sum(n for name, n in sizes.items() if choices[name].fell_back)
+    return commonest(shapes, choices) if 2*fallen > sum(sizes.values()) else file_type(quantization)

@@ -7,19 +7,20 @@ __all__ = ['tensor_names', 'refuse_pickle', 'tensor_shapes', 'open_weights', 'ch
            'GGUFConverter', 'convert_checkpoint_to_gguf']
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-imports
-import errno, html, math, struct, time
+import errno, html, math, struct, tempfile, time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import gguf, numpy as np
 from safetensors import SafetensorError, safe_open
 from .. import __version__
-from ..core import CodetteError, atomic_file, human_bytes, human_count, progress_bar, read_json, require_space
+from ..core import CodetteError, atomic_file, human_bytes, human_count, one_of, progress_bar, read_json, require_space
 from ..data.records import CHAT_TEMPLATE
 from ..data.tokenizer import BYTE_ALPHABET, PieceType, load_tokenizer
 from ..model.config import TransformerConfig, from_hf
-from .blocks import NumberFormat, quantise
-from .filetypes import ModelFacts, assign, file_type, honest_type
+from .blocks import NumberFormat, number_format, quantise
+from .filetypes import Choice, ModelFacts, assign, commonest, file_type, honest_type
 from ..train.checkpoint import MANIFEST, WEIGHTS, find_checkpoint
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-names
@@ -224,18 +225,22 @@ class ExportReport:
     def _repr_html_(self): return _report_html(self)
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-conv-stream
-def _stream(conv, path, quiet):
+@contextmanager
+def _begun(conv, path):
+    # a writer that has written everything but the weights
     w = _Writer(path, 'starcoder2')
     _add_model(w, conv.config, conv.label.label, conv.name, conv.sha256)
     _add_tokenizer(w, conv.tokenizer, conv.pieces)
     for t in conv.plan: w.add_tensor_info(t.name, t.shape, np.dtype(np.float32), t.nbytes, raw_dtype=t.format.type)
-    try:
-        w.write_header_to_file(); w.write_kv_data_to_file(); w.write_ti_data_to_file()
+    try: w.write_header_to_file(); w.write_kv_data_to_file(); w.write_ti_data_to_file(); yield w
+    finally: w.close()
+
+def _stream(conv, path, quiet):
+    with _begun(conv, path) as w:
         with progress_bar(total=conv.nbytes, desc=f'writing {conv.label.name}', unit='B', unit_scale=True, quiet=quiet) as bar:
             for t in conv.plan:
                 w.write_tensor_data(_Rows(t, conv.weights.get_slice(t.source), conv.importance.get(t.name)))
                 bar.update(t.nbytes)
-    finally: w.close()
 
 def _summary(conv, path, seconds):
     types = {}
@@ -255,6 +260,7 @@ class GGUFConverter:
         quantization='fp16',   # a file type: 'fp32', 'fp16', 'bf16', 'q8', 'q6_k', 'q5_k_m', 'q4_k_m', …
         name='codette',        # what the model is called
         importance=None,       # tensor's name in GGUF -> (columns,), how much an error in a column matters
+        formats=None,          # tensor's name in GGUF -> its format, for tensors that are to be stored otherwise than the file type has it
     ):
         self.type, self.name, self.importance, self.report = file_type(quantization), name, importance or {}, None
         refuse_pickle(checkpoint)
@@ -268,8 +274,19 @@ class GGUFConverter:
         names = {g: hf for hf, g in tensor_names(self.config.num_layers).items()}
         stored = {g: shapes[hf] for g, hf in names.items()}
         choices = assign(self.type, stored, ModelFacts('starcoder2', self.config.num_layers, 1, bool(self.importance)))
-        self.label = honest_type(self.type, stored, choices)
+        for name, f in (formats or {}).items():
+            f = number_format(f); f.row_bytes(stored[one_of(name, list(stored), 'tensor')][-1])
+            choices[name] = Choice(f, f)
+        self.label = commonest(stored, choices) if formats else honest_type(self.type, stored, choices)
         self.plan = [TensorPlan(g, hf, stored[g], choices[g].format, choices[g].wanted) for g, hf in names.items()]
+
+    @property
+    def file_bytes(self) -> int:
+        "Bytes of the file, exactly; everything but the weights is written for it, to a temporary file."
+        whole = lambda n: -(-n//gguf.GGUF_DEFAULT_ALIGNMENT)*gguf.GGUF_DEFAULT_ALIGNMENT
+        with tempfile.TemporaryDirectory() as d:
+            with _begun(self, Path(d)/'head'): pass
+            return whole((Path(d)/'head').stat().st_size) + sum(whole(t.nbytes) for t in self.plan)
 
     @property
     def nbytes(self) -> int:
