@@ -81,6 +81,8 @@ def next_probabilities(
     return torch.zeros_like(x).scatter_(0, ids, p)
 
 # %% ../../nbs/22_model.generate.ipynb #gen-decoder
+def _gains(norm): return norm.weight, getattr(norm, 'bias', None)
+
 class Decoder:
     "A model's weights laid out for generating, and the keys and values of what was read."
     @torch.inference_mode()
@@ -91,21 +93,25 @@ class Decoder:
         precision='float32',      # of the matrices; 'bfloat16' rounds them to half the bytes
     ):
         c, self.length, self.pad_b = model.config, 0, None
-        self.config, self.embed, self.final = c, model.embed_tokens.weight, (model.norm.weight, model.norm.bias)
+        self.config, self.embed, self.final = c, model.embed_tokens.weight, _gains(model.norm)
         copy = sum(p.numel()*p.element_size() for p in model.parameters()) <= 1 << 30
         self.dtype = torch.bfloat16 if precision == 'bfloat16' else self.embed.dtype
         turned = lambda w: w.to(self.dtype).T if precision == 'bfloat16' else w.T.contiguous() if copy else w.T  # (in, out)
-        pairs = torch.arange(c.hidden_size).view(c.num_heads, 2, -1).mT.flatten().to(model.device)  # of q's and k's rows
+        pairs = lambda p: p.unflatten(0, (-1, 2, c.head_size//2)).transpose(1, 2).flatten(0, 2)                # the rows of q and k
+        def of(*modules, k):                                             # one matrix of several, or one vector; None for biases that are not there
+            parts = [getattr(m, k) for m in modules]
+            if parts[0] is None: return None
+            whole = torch.cat([pairs(parts[0]), pairs(parts[1]), parts[2]]) if len(parts) == 3 else torch.cat(parts) if len(parts) > 1 else parts[0]
+            return turned(whole) if k == 'weight' else whole.to(self.dtype)
         self.layers = []
         for l in model.layers:
-            a, n, m, f = l.self_attn, l.input_layernorm, l.post_attention_layernorm, l.mlp
-            qkv = [torch.cat([getattr(a.q_proj, k)[pairs], getattr(a.k_proj, k)[pairs], getattr(a.v_proj, k)]) for k in ('weight', 'bias')]
-            self.layers.append((n.weight, n.bias, turned(qkv[0]), qkv[1].to(self.dtype), turned(a.o_proj.weight), a.o_proj.bias.to(self.dtype), m.weight, m.bias,
-                                turned(f.c_fc.weight), f.c_fc.bias.to(self.dtype), turned(f.c_proj.weight), f.c_proj.bias.to(self.dtype)))
-        self.head = turned(self.embed)
+            a, f, llama = l.self_attn, l.mlp, c.layout == 'llama'
+            steps = (a.q_proj, a.k_proj, a.v_proj), (a.o_proj,), (f.gate_proj, f.up_proj) if llama else (f.c_fc,), (f.down_proj if llama else f.c_proj,)
+            self.layers.append((_gains(l.input_layernorm), _gains(l.post_attention_layernorm), *((of(*m, k='weight'), of(*m, k='bias')) for m in steps)))
+        self.head = turned(model.head)
         half = c.head_size//2
         self.turn_td = torch.complex(model.rope.cos[:, :half].float(), model.rope.sin[:, :half].float())    # (context, D/2)
-        self.kv = self.embed.new_zeros(c.num_layers, 2, batch, c.num_heads, size or c.context_length, c.head_size)
+        self.kv = self.embed.new_zeros(c.num_layers, 2, batch, c.kv_heads, size or c.context_length, c.head_size)
 
     def _mask(self, T, end):
         # what each new token may look at: what is before it and not padding; padding looks at itself, lest it looked at nothing
@@ -114,6 +120,22 @@ class Decoder:
         return ((column <= row) & (column >= self.pad_b[:, None, None]) | (column == row))[:, None]
 
 # %% ../../nbs/22_model.generate.ipynb #gen-forward
+def _norm(x, gains, c):
+    # LayerNorm or RMSNorm of (…, C)
+    if c.layout == 'llama': return F.rms_norm(x, (c.hidden_size,), gains[0], c.norm_eps)
+    return F.layer_norm(x, (c.hidden_size,), *gains, c.norm_eps)
+
+def _linear(x, matrix):
+    # (…, in) times (in, out), and the bias if there is one
+    w, b = matrix
+    return x@w if b is None else torch.addmm(b, x, w)
+
+def _bend(h, c):
+    # what stands between the matrices of the feed-forward network
+    if c.layout != 'llama': return F.gelu(h, approximate='tanh')
+    gate, up = h.chunk(2, -1)
+    return F.silu(gate)*up
+
 @torch.inference_mode()
 def read(
     d: Decoder, # goes on from what it has read
@@ -121,26 +143,25 @@ def read(
 ):              # (B, V) logits of what follows the last
     "Read tokens and say what may come next."
     c, (B, T), end = d.config, ids_bt.shape, d.length + ids_bt.shape[1]
-    C, H, D, eps = c.hidden_size, c.num_heads, c.head_size, c.norm_eps
+    C, H, G, D = c.hidden_size, c.num_heads, c.kv_heads, c.head_size
     if d.pad_b is None: turn = d.turn_td[None, d.length:end, None]                                 # (1, T, 1, D/2)
     else:
         at_bt = torch.arange(d.length, end, device=ids_bt.device) - d.pad_b[:, None]
         turn = d.turn_td[at_bt.clamp_(0, c.context_length - 1)][:, :, None]
     mask = None if d.pad_b is None and (T == 1 or not d.length) else d._mask(T, end)
     x = d.embed[ids_bt.flatten()]                                                                  # (B·T, C)
-    for i, (n_w, n_b, qkv_w, qkv_b, o_w, o_b, m_w, m_b, up_w, up_b, down_w, down_b) in enumerate(d.layers):
-        qkv = torch.addmm(qkv_b, F.layer_norm(x, (C,), n_w, n_b, eps).to(d.dtype), qkv_w).to(x.dtype).view(B, T, 3*H, D)
-        qk = torch.view_as_complex(qkv[:, :, :2*H].float().unflatten(-1, (-1, 2)))*turn
-        q, k = torch.view_as_real(qk).flatten(-2).to(qkv.dtype).transpose(1, 2).split(H, 1)        # (B, H, T, D)
+    for i, (first, second, three, out, up, down) in enumerate(d.layers):
+        qkv = _linear(_norm(x, first, c).to(d.dtype), three).to(x.dtype).view(B, T, H + 2*G, D)
+        qk = torch.view_as_complex(qkv[:, :, :H+G].float().unflatten(-1, (-1, 2)))*turn
+        q, k = torch.view_as_real(qk).flatten(-2).to(qkv.dtype).transpose(1, 2).split([H, G], 1)   # (B, H, T, D) and (B, G, T, D)
         keys, values = d.kv[i, 0, :, :, :end], d.kv[i, 1, :, :, :end]
         keys[:, :, d.length:] = k
-        values[:, :, d.length:] = qkv[:, :, 2*H:].transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None and T > 1)
-        x = x + torch.addmm(o_b, y.transpose(1, 2).reshape(B*T, C).to(d.dtype), o_w)
-        h = torch.addmm(up_b, F.layer_norm(x, (C,), m_w, m_b, eps).to(d.dtype), up_w)
-        x = x + torch.addmm(down_b, F.gelu(h, approximate='tanh'), down_w)
+        values[:, :, d.length:] = qkv[:, :, H+G:].transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None and T > 1, enable_gqa=G < H)
+        x = x + _linear(y.transpose(1, 2).reshape(B*T, C).to(d.dtype), out)
+        x = x + _linear(_bend(_linear(_norm(x, second, c).to(d.dtype), up), c), down)
     d.length = end
-    return F.layer_norm(x.view(B, T, C)[:, -1], (C,), *d.final, eps).to(d.dtype)@d.head
+    return _norm(x.view(B, T, C)[:, -1], d.final, c).to(d.dtype)@d.head
 
 def read_prompts(
     d: Decoder,          # that has read nothing yet

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'MANIFEST', 'WEIGHTS', 'STATE', 'STATE_TENSORS', 'BEST', 'LAYOUT', 'LITTLE', 'PICKLES', 'FORMAT',
-           'write_tensors', 'model_weights', 'save_checkpoint', 'Snapshot', 'free_memory', 'Save', 'prune', 'Saver',
-           'check_checkpoint', 'latest_checkpoint', 'find_checkpoint', 'load_model', 'load_weights', 'load_checkpoint',
-           'data_fingerprint', 'identity', 'differences', 'check_same', 'load_state', 'LanguageModel', 'load']
+           'write_tensors', 'model_weights', 'stored_name', 'save_checkpoint', 'Snapshot', 'free_memory', 'Save',
+           'prune', 'Saver', 'check_checkpoint', 'latest_checkpoint', 'find_checkpoint', 'load_model', 'load_weights',
+           'load_checkpoint', 'data_fingerprint', 'identity', 'differences', 'check_same', 'load_state',
+           'LanguageModel', 'load']
 
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-imports
 import hashlib, io, json, os, shutil, struct, sys, threading, time
@@ -63,7 +64,14 @@ def model_weights(
     model: CustomTransformer, # compiled or not
 ) -> dict:
     "The tensors of a model by the names that a checkpoint gives them."
-    return {f'model.{k}'.replace('_orig_mod.', ''): v.detach() for k, v in model.state_dict().items()}
+    return {stored_name(k): v.detach() for k, v in model.state_dict().items()}
+
+def stored_name(
+    k: str, # of a parameter, in a model that is compiled or not
+) -> str:
+    "What a checkpoint calls it: as `transformers` does, with the output head beside the model."
+    k = k.replace('_orig_mod.', '')
+    return k if k.startswith('lm_head.') else f'model.{k}'
 
 def _nbytes(tensors): return sum(t.numel()*t.element_size() for t in tensors.values())
 
@@ -348,7 +356,7 @@ def load_model(
     with torch.device('meta'): model = CustomTransformer(config)
     with _wanted(model_weights(model), folder) as f:
         # cloned, so that no memory map keeps the file open (Windows cannot replace an open file)
-        model.load_state_dict({k: f.get_tensor(f'model.{k}').to(dtype, copy=True) for k in model.state_dict()}, assign=True)
+        model.load_state_dict({k: f.get_tensor(stored_name(k)).to(dtype, copy=True) for k in model.state_dict()}, assign=True)
     model.rope = type(model.rope)(config.head_size, config.context_length, config.rope_theta) # buffers are not stored
     for p in model.parameters(): p.requires_grad_(True)
     return model.to(device)
@@ -395,6 +403,11 @@ def _shard_hashes(tokens, index, dtype):
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-identity
 FORMAT = 2 # of the trainer's state; 1 said nothing of whose it was
 
+def _shape(config):
+    # as a run from before there was a choice of layouts has written it
+    chosen = dict(layout='starcoder2', num_kv_heads=0, tied=True)
+    return {k: v for k, v in asdict(config).items() if k not in chosen or v != chosen[k]}
+
 def identity(
     model: CustomTransformer, # that is trained
     tokenizer: Tokenizer,     # fitted
@@ -403,7 +416,7 @@ def identity(
 ) -> dict:
     "Whose state it is, as plain JSON."
     return json.loads(json.dumps(dict(
-        format=FORMAT, model=asdict(model.config),
+        format=FORMAT, model=_shape(model.config),
         tokenizer=dict(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, fingerprint=tokenizer_fingerprint(tokenizer)),
         data=dict(documents=data.shards.num_documents, tokens=data.num_tokens, fingerprint=data_fingerprint(data), context=data.context, seed=data.seed),
         training=training, machine=dict(torch=torch.__version__, cpu=torch.backends.cpu.get_cpu_capability()))))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from ..core import CodetteError, set_seed
 from ..model.config import TransformerConfig
-from ..model.transformer import CustomTransformer, RoPEPositionalEmbedding
+from ..model.transformer import WRITERS, CustomTransformer, RoPEPositionalEmbedding
 from .config import TrainingConfig
 
 # %% ../../nbs/31b_train.lowmemory.ipynb #lm-round
@@ -179,7 +179,7 @@ def create_low_memory_model(
         jobs = []
         for at, (name, p) in enumerate(list(model.named_parameters())):
             t = torch.empty(p.shape, dtype=torch.bfloat16, device=device)
-            if p.dim() == 2: jobs.append(pool.submit(fill, at, t, name.endswith(('o_proj.weight', 'c_proj.weight'))))
+            if p.dim() == 2: jobs.append(pool.submit(fill, at, t, name.endswith(WRITERS)))
             else: t.fill_(name.endswith('norm.weight'))
             owner, _, leaf = name.rpartition('.')
             setattr(model.get_submodule(owner), leaf, nn.Parameter(t))
