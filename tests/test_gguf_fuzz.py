@@ -129,7 +129,7 @@ def test_values_of_another_kind(value, tmp_path):
     assert r.context_length in (0, 7) and r.summary() and r._repr_html_() and json.dumps(r.to_dict(), allow_nan=False)
     assert sentence(from_gguf, path) and sentence(create_fields, path)
     path.write_bytes(gguf([key('general.architecture', value)], [tensor('token_embd.weight')], LINE))
-    assert 'only the starcoder2 layout' in sentence(from_gguf, path)
+    assert 'only the layouts starcoder2 and llama' in sentence(from_gguf, path)
 
 def test_memory_of_a_text(tmp_path):
     "A single letter beyond the sixteenth bit makes a text four times as long in Python, and it is copied while it grows: hence a limit, which is the constant."

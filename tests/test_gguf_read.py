@@ -53,7 +53,7 @@ def test_every_block(quantization, tmp_path):
     path = convert_checkpoint_to_gguf(tmp_path/'checkpoint', None, tmp_path/'m.gguf', quantization)
     r, state = read_gguf(path), from_gguf(path)[0].state_dict()
     of_type = {f.type: f for f in FORMATS.values()}
-    names = {g: hf.removeprefix('model.') for hf, g in tensor_names(1).items()}
+    names = {g: hf.removeprefix('model.') for hf, g in tensor_names(model.config).items()}
     for name, t in r.tensors.items():
         raw = np.fromfile(path, np.uint8, t.nbytes, offset=t.offset).reshape(t.weights//t.shape[-1], -1)
         np.testing.assert_allclose(dequantise(raw, of_type[t.type]).reshape(t.shape), r.tensor(name), rtol=1e-6, atol=1e-7)

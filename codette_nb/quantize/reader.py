@@ -17,7 +17,7 @@ import gguf, numpy as np, torch
 from ..core import CodetteError, check_device, human_bytes, human_count, text_table
 from ..data.tokenizer import (BYTE_ALPHABET, FIRST_BYTE, FIRST_FREE, ByteTokenizer, Piece, PieceType, SentencePieceTokenizer,
                                        SimpleTokenizer, reserved_pieces, unused_pieces)
-from ..model.config import TransformerConfig
+from ..model.config import LAYOUTS, TransformerConfig
 from ..model.transformer import CustomTransformer
 from .gguf import tensor_names, tensor_shapes
 
@@ -327,35 +327,38 @@ def _said(r, key, default=None):
     return repr(v) if isinstance(v, (np.ndarray, Texts)) else v
 
 def _whole(r, key, default=None):
-    v = _said(r, f'starcoder2.{key}', default)
+    v = _said(r, f'{r.architecture}.{key}', default)
     if isinstance(v, int) and not isinstance(v, bool) and v >= 1: return v
-    raise CodetteError(f"{r.path}: starcoder2.{key} is {'missing' if v is None else one_line(v)}: it must be a whole number of at least 1")
+    raise CodetteError(f"{r.path}: {r.architecture}.{key} is {'missing' if v is None else one_line(v)}: it must be a whole number of at least 1")
 
 def _real(r, key, default=None):
-    v = _said(r, f'starcoder2.{key}', default)
+    v = _said(r, f'{r.architecture}.{key}', default)
     if isinstance(v, float) and math.isfinite(v) and v > 0: return float(str(np.float32(v)))
-    raise CodetteError(f"{r.path}: starcoder2.{key} is {'missing' if v is None else one_line(v)}: it must be a number above 0")
+    raise CodetteError(f"{r.path}: {r.architecture}.{key} is {'missing' if v is None else one_line(v)}: it must be a number above 0")
 
 def _config(r):
-    if r.architecture != 'starcoder2': raise CodetteError(f"{r.path} is a {one_line(r.architecture)} model: only the starcoder2 layout is read back")
+    if r.architecture not in LAYOUTS: raise CodetteError(f"{r.path} is a {one_line(r.architecture)} model: only the layouts {' and '.join(LAYOUTS)} are read back")
+    llama = r.architecture == 'llama'
     heads, layers, context = _whole(r, 'attention.head_count'), _whole(r, 'block_count'), _whole(r, 'context_length')
-    if _whole(r, 'attention.head_count_kv', heads) != heads: raise CodetteError(f"{r.path} has grouped queries: only as many keys and values as queries are read back")
-    if _said(r, 'starcoder2.rope.scaling.type', 'none') != 'none': raise CodetteError(f"{r.path} stretches its positions (rope.scaling): only plain positions are read back")
-    if 13*layers > len(r.tensors): raise CodetteError(f"{r.path} claims {layers:,} layers and has {len(r.tensors):,} tensors: it is damaged")
+    if _said(r, f'{r.architecture}.rope.scaling.type', 'none') != 'none': raise CodetteError(f"{r.path} stretches its positions (rope.scaling): only plain positions are read back")
+    if (9 if llama else 13)*layers > len(r.tensors): raise CodetteError(f"{r.path} claims {layers:,} layers and has {len(r.tensors):,} tensors: it is damaged")
     if 'token_embd.weight' not in r.tensors: raise CodetteError(f"{r.path} lacks the tensor token_embd.weight")
     sizes = r.tensors['token_embd.weight'].shape[0], context, _whole(r, 'embedding_length'), layers, heads, _whole(r, 'feed_forward_length')
-    try: c = TransformerConfig(*sizes, rope_theta=_real(r, 'rope.freq_base', 10000.), norm_eps=_real(r, 'attention.layer_norm_epsilon'))
+    eps = _real(r, f"attention.layer_norm_{'rms_' if llama else ''}epsilon")
+    try: c = TransformerConfig(*sizes, rope_theta=_real(r, 'rope.freq_base', 10000.), norm_eps=eps, layout=r.architecture,
+                               num_kv_heads=_whole(r, 'attention.head_count_kv', heads), tied='output.weight' not in r.tensors)
     except CodetteError as e: raise CodetteError(f"{r.path}: {str(e).removeprefix(f'{r.path}: ')}") from e
     if _whole(r, 'rope.dimension_count', c.head_size) != c.head_size: raise CodetteError(f"{r.path} turns only a part of each head: only whole heads are read back")
+    for part in ('key', 'value'):
+        if _whole(r, f'attention.{part}_length', c.head_size) != c.head_size: raise CodetteError(f"{r.path} has heads of another size than its width shared among them: they are not read back")
     if 8*context*c.head_size > max(r.file_bytes, MOST_ROPE): raise CodetteError(f"{r.path} claims a context of {context:,} tokens, whose positions alone would take {human_bytes(8*context*c.head_size)}")
     return c
 
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-state
 def _checked(r, c):
     # checkpoint's name -> the file's, of all tensors, None for a bias that is left out; every shape is right
-    names, shapes = tensor_names(c.num_layers), tensor_shapes(c)
-    if 'output.weight' in r.tensors: raise CodetteError(f"{r.path} has an output head of its own: only a head that is tied to the embedding is read back")
-    for g in r.tensors.keys() - names.values(): raise CodetteError(f"{r.path} has a tensor that a starcoder2 model has not: {one_line(g)}")
+    names, shapes = tensor_names(c), tensor_shapes(c)
+    for g in r.tensors.keys() - names.values(): raise CodetteError(f"{r.path} has a tensor that a {c.layout} model has not: {one_line(g)}")
     optional = lambda g: g.endswith(('attn_q.bias', 'attn_k.bias', 'attn_v.bias'))
     for hf, g in names.items():
         if g not in r.tensors and not optional(g): raise CodetteError(f"{r.path} lacks the tensor {g}")
@@ -368,6 +371,7 @@ def _state(r, c):
     for hf, g in _checked(r, c).items():
         w = torch.zeros(shapes[hf]) if g is None else r.torch(g)
         if not w.isfinite().all(): raise CodetteError(f"{r.path}: the tensor {g} holds infinity or what is no number")
+        if c.layout == 'llama' and hf.endswith(('q_proj.weight', 'k_proj.weight')): w = w.unflatten(0, (-1, c.head_size//2, 2)).transpose(1, 2).reshape(w.shape)
         state[hf.removeprefix('model.')] = w
     return state
 
@@ -448,7 +452,7 @@ def _tokenizer(r, rows):
 
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-from
 def from_gguf(
-    path,         # GGUF file in the `starcoder2` layout
+    path,         # GGUF file in the `starcoder2` or the `llama` layout
     device='cpu', # where the model is put
 ):                # (model, tokenizer), as from `load_checkpoint`; the shape is `model.config`
     "The model in a GGUF file, in float32; raises `CodetteError` if it is none that this package has."
