@@ -1,4 +1,4 @@
-"""Private memory that a GGUF export needs: `python benchmarks/export_memory.py [--size small] [--json out.json]`.
+"""Private memory that a GGUF export needs: `python benchmarks/export_memory.py [--size small] [--quantization q4_k_m] [--json out.json]`.
 
 A checkpoint of the size, with random weights, is streamed to a temporary folder; a child process exports it while this one
 reads the child's private memory (RssAnon: pages that are its own, not those of the mapped checkpoint) twenty times a second.
@@ -54,7 +54,7 @@ def private_bytes(pid):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--size', default='small', choices=list(PRESETS))
-    p.add_argument('--quantization', default='fp16', choices=list(FILE_TYPES))
+    p.add_argument('--quantization', default='q4_k_m', choices=list(FILE_TYPES))
     p.add_argument('--folder', help='where to put the two files for the while; default: the temporary folder')
     p.add_argument('--json', help='file to write the figures to')
     a = p.parse_args()
