@@ -221,7 +221,7 @@ def _esc(s): return html.escape(str(s).encode('utf-8', 'replace').decode())
 QUANT_STYLE = '''<style>
 .cdq{container-type:inline-size}.cdq .cdt-tiles{grid-template-columns:repeat(auto-fit,minmax(118px,1fr))}
 .cdq .cdt-tile{height:auto;min-height:66px}.cdq .cdt-tile b{font-size:21px;line-height:28px}.cdq .cdt-tile i{white-space:normal}
-.cdq svg.cdq-map{width:100%;height:auto;max-width:760px;display:block}.cdq svg text{font-size:11px;fill:currentColor}
+.cdq svg.cdq-map{width:100%;height:auto;min-width:460px;max-width:760px;display:block}.cdq .cdt-tile small{white-space:normal}.cdq svg text{font-size:11px;fill:currentColor}
 .cdq-two{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:10px;margin-top:6px}
 .cdq-two h5{margin:0 0 3px!important;font-size:12px!important;font-weight:600}.cdq-two pre{margin:0;white-space:pre-wrap;word-break:break-word;
  font-size:12px;line-height:17px;border:1px solid #8884;border-radius:4px;padding:6px 8px;min-height:54px;max-height:220px;overflow:auto}
@@ -263,10 +263,11 @@ def map_svg(
     out = [f'<path d="M{L},{Y(k):.1f}H{W}" stroke="currentColor" opacity=".15"/><text x="{L - 6}" y="{Y(k) + 4:.1f}" text-anchor="end">1e{k}</text>' for k in range(y0, y1 + 1)]
     step = max(1, round((x1 - x0)/6))
     out += [f'<text x="{X(k):.1f}" y="{H - 16}" text-anchor="middle">{human_bytes(2**k)}</text>' for k in range(math.ceil(x0), math.floor(x1) + 1, step)]
-    taken = []
+    taken, dots = [], [(X(x), Y(y)) for x, y in zip(xs, ys)]
     for (name, size, kl, known), x, y in sorted(zip(points, xs, ys), key=lambda p: (p[0][0] != chosen, p[1])):
         px, py = X(x), Y(y)
-        ty = next((t for d in range(0, 120, 4) for t in (py + 4 - d, py + 4 + d) if 8 < t < H - B and not any(abs(t - b) < 12 and abs(px - a) < 64 for a, b in taken)), py + 4)
+        free = lambda t: 8 < t < H - B and not any(abs(t - b) < 12 and abs(px - a) < 64 for a, b in taken) and not any(abs(t - 4 - b) < 9 and px + 4 < a < px + 56 for a, b in dots)
+        ty = next((t for d in range(0, 120, 4) for t in (py + 4 - d, py + 4 + d) if free(t)), py + 4)
         taken.append((px, ty))
         role = 'held' if name == chosen else 'train'
         out.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{6 if name == chosen else 4}" stroke="var(--cdt-{role})" stroke-width="2" fill="{f"var(--cdt-{role})" if known else "none"}"/>'
@@ -285,7 +286,7 @@ def map_html(
         f = measured.get(k)
         if f: points.append((k, f.file_bytes, f.kl, True))
         else: points.append((k, panel.converter(k).nbytes, panel.predicted(k), False))
-    return f'<div class="cdt cdq">{map_svg(points, panel.type)}</div>'
+    return f'<div class="cdt cdq"><div class="wide">{map_svg(points, panel.type)}</div></div>'
 
 def table_html(
     panel: QuantizerPanel,
@@ -374,7 +375,6 @@ class Live:
         c = self.controls = _Controls(panel)
         c.type.observe(self.safely(self.changed), 'value'); c.context.observe(self.safely(self.changed), 'value')
         for b, act in ((c.measure, self.measure), (c.all, self.measure_all), (c.stop, self.stop), (c.ask, self.ask), (c.save, self.save)): b.on_click(self.safely(act))
-        c.prompt.on_submit(self.safely(self.ask)) if hasattr(c.prompt, 'on_submit') else None
         self.paint()
 
     def safely(self, act):
