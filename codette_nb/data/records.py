@@ -67,8 +67,10 @@ CHAT_TEMPLATE = '''\
 @lru_cache(maxsize=8)
 def _compile(template):
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    env.filters['tojson'] = lambda x: json.dumps(x, ensure_ascii=False)
+    def refuse(why): raise CodetteError(f'the chat template refuses: {why}')
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols'])
+    env.filters['tojson'] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
+    env.globals['raise_exception'] = refuse # templates of others call it
     return env.from_string(template)
 
 def render_chat(
@@ -77,11 +79,12 @@ def render_chat(
     add_generation_prompt=False, # True opens the assistant's turn, for it to continue
     tool_style='hermes',         # 'hermes', which llama.cpp and Ollama parse, or 'codette': {"tool_use": {"name", "params"}}
     template=CHAT_TEMPLATE,      # Jinja
+    **names,                     # what else a template of others asks for: `bos_token`, `eos_token`
 ) -> str:
     "Chat turns as the text that the model reads, without `<bos>`."
     one_of(tool_style, ['hermes', 'codette'], 'tool style')
     return _compile(template).render(messages=list(messages), tools=list(tools), tool_style=tool_style,
-                                     add_generation_prompt=add_generation_prompt)
+                                     add_generation_prompt=add_generation_prompt, **names)
 
 _PLAIN = dict(
     qa="{% for m in messages %}{% if m.role == 'user' %}{{ 'Question: ' + m.content + '\\n' }}{% elif m.role == 'assistant' %}{{ 'Answer: ' + m.content + '\\n' }}{% endif %}{% endfor %}",

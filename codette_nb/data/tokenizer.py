@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'TURN', 'END_OF_TURN', 'RESERVED', 'TAGS', 'FIRST_BYTE', 'FIRST_FREE', 'SPLIT',
-           'BYTE_ALPHABET', 'PieceType', 'Piece', 'Tokenizer', 'reserved_pieces', 'unused_pieces', 'ByteTokenizer',
-           'SimpleTokenizer', 'SentencePieceTokenizer', 'save_tokenizer', 'load_tokenizer']
+           'BYTE_ALPHABET', 'TOKENIZERS', 'PieceType', 'Piece', 'Tokenizer', 'reserved_pieces', 'unused_pieces',
+           'ByteTokenizer', 'SimpleTokenizer', 'SentencePieceTokenizer', 'save_tokenizer', 'load_tokenizer']
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-imports
 import io, json, re
@@ -40,6 +40,7 @@ class Tokenizer:
     "What the three tokenizers share. Ids 0 to 5 are `<pad> <bos> <eos> <unk> <|im_start|> <|im_end|>`."
     kind = ''                               # 'sentencepiece', 'bytes' or 'words'
     pad_id, bos_id, eos_id, unk_id, turn_id, eot_id = range(6)
+    add_bos, add_eos, template = True, False, CHAT_TEMPLATE # what begins and ends a text, and how a chat is written
 
     def __init__(self): self._bytes = None
 
@@ -304,6 +305,8 @@ def _hf_sentencepiece(tok):
     decoder = decoders.Sequence([decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse()])
     return _hf_tokenizer(model, normalizer=normalizers.Replace(' ', '\u2581'), decoder=decoder)
 
+TOKENIZERS = {} # other kind -> (how it is saved, how it is read), filled by the rooms that have them
+
 def save_tokenizer(
     tok: Tokenizer, # fitted
     folder,         # created if need be, `str` or `Path`
@@ -311,6 +314,7 @@ def save_tokenizer(
     "Write a tokenizer for `load_tokenizer` and for `transformers`; returns the folder."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if tok.kind in TOKENIZERS: TOKENIZERS[tok.kind][0](tok, folder); return folder
     hf = _hf_sentencepiece(tok) if tok.kind == 'sentencepiece' else tok._hf
     (folder/'tokenizer.json').write_text(hf.to_str(pretty=False), encoding='utf-8')
     if tok.kind == 'sentencepiece': (folder/'tokenizer.model').write_bytes(tok.proto)
@@ -327,7 +331,8 @@ def load_tokenizer(
     "The tokenizer that `save_tokenizer` wrote; raises `CodetteError` if there is none or it is damaged."
     folder = Path(folder)
     config = read_json(folder/'tokenizer_config.json')
-    kind = one_of(config.get('codette_kind'), ['sentencepiece', 'bytes', 'words'], f'tokenizer kind in {folder}')
+    kind = one_of(config.get('codette_kind'), ['sentencepiece', 'bytes', 'words', *TOKENIZERS], f'tokenizer kind in {folder}')
+    if kind in TOKENIZERS: return TOKENIZERS[kind][1](folder)
     if kind == 'sentencepiece':
         try: return SentencePieceTokenizer(proto=(folder/'tokenizer.model').read_bytes())
         except FileNotFoundError as e: raise CodetteError(f"{folder} has no tokenizer.model") from e

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from ..core import CodetteError
-from ..data.records import render_chat
+from ..data.records import CHAT_TEMPLATE, render_chat
 from ..data.tokenizer import Tokenizer
 from .transformer import CustomTransformer
 
@@ -248,8 +248,9 @@ class TextTail:
 
 # %% ../../nbs/22_model.generate.ipynb #gen-stream
 def _prompt_ids(tokenizer, prompt, tools):
-    return [tokenizer.bos_id] + (tokenizer.encode(prompt) if isinstance(prompt, str) else
-                                 tokenizer.encode(render_chat(prompt, tools, add_generation_prompt=True), special=True))
+    return [tokenizer.bos_id]*tokenizer.add_bos + (tokenizer.encode(prompt) if isinstance(prompt, str) else
+                                 tokenizer.encode(render_chat(prompt, tools, add_generation_prompt=True, template=tokenizer.template or CHAT_TEMPLATE,
+                                                                         eos_token=tokenizer.decode([tokenizer.eos_id], control=True)), special=True))
 
 def stream_batch(
     model: CustomTransformer, # any

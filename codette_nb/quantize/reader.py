@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import gguf, numpy as np, torch
 from ..core import CodetteError, check_device, human_bytes, human_count, text_table
+from ..data.bytepair import STEPS, BytePairTokenizer
 from ..data.tokenizer import (BYTE_ALPHABET, FIRST_BYTE, FIRST_FREE, ByteTokenizer, Piece, PieceType, SentencePieceTokenizer,
                                        SimpleTokenizer, reserved_pieces, unused_pieces)
 from ..model.config import LAYOUTS, TransformerConfig
@@ -418,14 +419,24 @@ def _pieces(r, rows):
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-foreign
 def _foreign(r, why): return CodetteError(f"{r.path} has a tokenizer that this package does not make: {why}")
 
+def _bytepair(r, rows):
+    # byte-level BPE of another maker
+    about, merges = lambda k: _said(r, f'tokenizer.ggml.{k}'), r.metadata['tokenizer.ggml.merges']
+    if about('pre') not in STEPS: raise _foreign(r, f"it cuts text as {one_line(about('pre'))} does")
+    pairs = [tuple(m.split(' ')) for m in merges]
+    if any(len(p) != 2 for p in pairs): raise _foreign(r, 'one of its merges is not two texts')
+    ids = {f'{k}_id': i for k in ('bos', 'eos', 'pad', 'unk') if isinstance(i := about(f"{'padding' if k == 'pad' else 'unknown' if k == 'unk' else k}_token_id"), int)}
+    if any(not 0 <= i < rows for i in ids.values()): raise _foreign(r, 'it names a piece that is not there')
+    text = r.metadata.get('tokenizer.chat_template')
+    try: return BytePairTokenizer(_pieces(r, rows), pairs, about('pre'), ids, about('add_bos_token') is True, about('add_eos_token') is True, text if isinstance(text, str) else None)
+    except CodetteError as e: raise _foreign(r, one_line(e, 200)) from e
+
 def _check_rules(r, spm):
     # whether the file cuts text as the tokenizers here do
     about = lambda k: _said(r, f'tokenizer.ggml.{k}')
     if not spm and about('model') != 'gpt2': raise _foreign(r, f"its kind is {one_line(about('model'))}")
     if spm and about('add_space_prefix') is not False: raise _foreign(r, 'it adds a space before each text')
-    merges = r.metadata.get('tokenizer.ggml.merges')
     if not spm and about('pre') != 'llama-bpe': raise _foreign(r, f"it cuts text as {one_line(about('pre'))} does")
-    if not spm and (not isinstance(merges, Texts) or len(merges)): raise _foreign(r, 'it has merges')
     for name, there in dict(pad='padding', bos='bos', eos='eos', unk='unknown', eot='eot').items():
         if about(f'{there}_token_id') not in (None, getattr(ByteTokenizer, f'{name}_id')): raise _foreign(r, f'the id of its {there} token is another one')
 
@@ -438,8 +449,9 @@ def _rebuilt(r, pieces, words, spm):
     return (SimpleTokenizer if words else ByteTokenizer)(size=len(pieces), words=words)
 
 def _tokenizer(r, rows):
-    # `ByteTokenizer`, `SimpleTokenizer` or `SentencePieceTokenizer`
-    spm = _said(r, 'tokenizer.ggml.model') == 'llama'
+    # `ByteTokenizer`, `SimpleTokenizer`, `SentencePieceTokenizer` or, with merges, `BytePairTokenizer`
+    spm, merges = _said(r, 'tokenizer.ggml.model') == 'llama', r.metadata.get('tokenizer.ggml.merges')
+    if _said(r, 'tokenizer.ggml.model') == 'gpt2' and isinstance(merges, Texts) and len(merges): return _bytepair(r, rows)
     _check_rules(r, spm)
     pieces = _pieces(r, rows)
     bytes_ = [Piece(f'<0x{b:02X}>', PieceType.BYTE, 0.) for b in range(256)] if spm else [Piece(t, PieceType.NORMAL, 0.) for t in BYTE_ALPHABET]

@@ -1,0 +1,123 @@
+"Folders that `transformers` filled and this package did not: taken if llama.cpp can be made to read the same tokens and compute the same logits, refused by name if not."
+import json, shutil
+import pytest, torch
+from itertools import product
+from codette_nb.core import CodetteError, read_json, write_json
+from codette_nb.data.bytepair import QWEN2, read_bytepair
+from codette_nb.data.tokenizer import SPLIT, Piece, PieceType
+from codette_nb.quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf, open_source
+from codette_nb.quantize.reader import from_gguf, read_gguf
+from codette_nb.quantize.verify import hostile_strings, llama_library, sample_texts, verify_gguf
+from codette_nb.train.checkpoint import load_checkpoint, save_checkpoint
+
+transformers = pytest.importorskip('transformers')
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers as cut, processors, trainers
+
+LINES = cut.ByteLevel(add_prefix_space=False)
+SPLITS = {'gpt-2': [LINES], 'smollm': [cut.Digits(individual_digits=True), LINES], **{name: [cut.Split(Regex(rule), 'isolated'), cut.ByteLevel(add_prefix_space=False, use_regex=False)]
+          for name, rule in {'qwen2': QWEN2, 'dbrx': SPLIT, 'llama-bpe': SPLIT}.items()}}
+CHATML = ("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+def tokenizer(pre, bos=False):
+    "Trained in a moment, as the makers of models do it."
+    tok = Tokenizer(models.BPE(ignore_merges=pre == 'llama-bpe'))
+    tok.pre_tokenizer, tok.decoder = cut.Sequence(SPLITS[pre]) if len(SPLITS[pre]) > 1 else SPLITS[pre][0], decoders.ByteLevel()
+    special = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|begin|>']
+    tok.train_from_iterator(sample_texts(), trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=cut.ByteLevel.alphabet(), show_progress=False))
+    tok.add_tokens([AddedToken('<tool_call>', normalized=False), AddedToken('  \t', normalized=False)])
+    if bos: tok.post_processor = processors.TemplateProcessing(single='<|begin|> $A', special_tokens=[('<|begin|>', 3)])
+    return tok
+
+def folder(path, pre='gpt-2', layout='llama', kv=2, tied=False, bos=False, shards=False, template=CHATML):
+    "A model of random weights, saved by `transformers`."
+    torch.manual_seed(0)
+    tok = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer(pre, bos), bos_token='<|begin|>' if bos else None, eos_token='<|im_end|>', pad_token='<|endoftext|>', chat_template=template)
+    kind, config = dict(llama=(transformers.LlamaForCausalLM, transformers.LlamaConfig), starcoder2=(transformers.Starcoder2ForCausalLM, transformers.Starcoder2Config))[layout]
+    model = kind(config(vocab_size=928, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=kv, max_position_embeddings=128,
+                        tie_word_embeddings=tied, bos_token_id=None, eos_token_id=2, pad_token_id=0)).eval()
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(torch.randn_like(p)*.1)
+    model.save_pretrained(path, **(dict(max_shard_size='200KB') if shards else {}))
+    tok.save_pretrained(path)
+    return path, model, tok
+
+@pytest.mark.parametrize('pre, layout, kv, tied, bos, shards', [('gpt-2', 'llama', 2, False, True, True), ('smollm', 'starcoder2', 1, True, False, False),
+                                                               ('qwen2', 'llama', 4, True, False, False), ('dbrx', 'llama', 1, False, True, False), ('llama-bpe', 'starcoder2', 4, False, True, True)])
+def test_whole(pre, layout, kv, tied, bos, shards, tmp_path):
+    "Tokens in 3,000 hostile strings, logits, and the way back."
+    path, theirs, hf = folder(tmp_path/'hf', pre, layout, kv, tied, bos, shards)
+    assert (len(list(path.glob('*.safetensors'))) > 1) == shards
+    file = convert_checkpoint_to_gguf(path, None, tmp_path/'m.gguf', 'fp32')
+    about, ids = read_gguf(file).metadata, torch.arange(100)[None]
+    assert about['tokenizer.ggml.pre'] == pre and about['tokenizer.ggml.add_bos_token'] == bos and about['tokenizer.ggml.eos_token_id'] == 2
+    assert about['tokenizer.ggml.bos_token_id'] == (3 if bos else 2) and about['tokenizer.chat_template'] == CHATML
+    model, tok = open_source(path).load()
+    back, read = from_gguf(file)
+    with torch.no_grad():
+        assert torch.equal(back(ids), model(ids))
+        assert (theirs(ids).logits - model(ids)).abs().max() < 1e-4*model(ids).abs().max()
+    strings = hostile_strings(3000, texts=sample_texts())
+    assert tok.encode_batch(strings, True) == read.encode_batch(strings, True) == [hf.encode(s, add_special_tokens=False) for s in strings]
+    assert (read.pieces(), read.merges, read.pre, read.template) == (tok.pieces(), tok.merges, tok.pre, tok.template)
+    save_checkpoint(tmp_path/'again', back, read)                    # to train on
+    assert load_checkpoint(tmp_path/'again')[1].encode_batch(strings[:300]) == tok.encode_batch(strings[:300])
+    if llama_library() is None: pytest.skip('needs xllamacpp')
+    r = verify_gguf(file, path, strings=3000, tokens=512)
+    assert r.passed and r.strings == 3000 and r.logits.kl <= 1e-4 and not r.token_differences, r
+
+def test_one_bos(tmp_path):
+    "A template that writes <bos> and a tokenizer that does so too make one, not two."
+    path, *_ = folder(tmp_path/'hf', bos=True, template='{{ bos_token }}' + CHATML)
+    tok = read_bytepair(path)
+    from codette_nb.data.records import render_chat
+    ids = [tok.bos_id]*tok.add_bos + tok.encode(render_chat([dict(role='user', content='hi')], template=tok.template, bos_token='<|begin|>'), special=True)
+    assert ids.count(tok.bos_id) == 1
+    path, *_ = folder(tmp_path/'other', template='<|begin|>' + CHATML)
+    assert not read_bytepair(path).add_bos and read_bytepair(path).template == '<|begin|>' + CHATML
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory): return folder(tmp_path_factory.mktemp('hf')/'plain')[0]
+
+def changed(plain, to, **files):
+    shutil.copytree(plain, to)
+    for name, change in files.items():
+        p = to/f'{name}.json'
+        write_json(p, change(read_json(p)))
+    return to
+
+@pytest.mark.parametrize('says, files', [
+    ("this is a 'gpt2' model: only the layouts", dict(config=lambda d: d | dict(model_type='gpt2'))),
+    ("stretches its positions ('yarn')", dict(config=lambda d: d | dict(rope_parameters=dict(rope_type='yarn', rope_theta=1e4)))),
+    ('changes the text (NFC)', dict(tokenizer=lambda d: d | dict(normalizer=dict(type='NFC')))),
+    ('puts a space before each text', dict(tokenizer=lambda d: d | dict(pre_tokenizer=dict(type='ByteLevel', add_prefix_space=True)))),
+    ('only byte-level BPE is read', dict(tokenizer=lambda d: d | dict(model=dict(type='Unigram', vocab=[])))),
+    ("has no piece for byte 65, 'A'", dict(tokenizer=lambda d: d | dict(model=d['model'] | dict(merges=[], vocab={('ĀĀ' if k == 'A' else k): i for k, i in d['model']['vocab'].items()})))),
+    ('the chat template does not render', dict(tokenizer_config=lambda d: d | dict(chat_template='{{ messages[0].nothing.of_it }}'))),
+    ('is not a tokenizer', dict(tokenizer=lambda d: d | dict(model=dict(type='BPE')))),
+    ('pieces but the model has 900 rows', dict(config=lambda d: d | dict(vocab_size=900)))])
+def test_what_is_refused(says, files, plain, tmp_path):
+    path = changed(plain, tmp_path/'changed', **files)
+    (path/'chat_template.jinja').unlink(missing_ok=True) if 'tokenizer_config' in files else None
+    if says.startswith('pieces'):                             # rows fewer than pieces: the weights say the same
+        from safetensors.torch import load_file, save_file
+        t = load_file(path/'model.safetensors')
+        save_file({k: v[:900].contiguous() if v.shape[0] == 928 else v for k, v in t.items()}, path/'model.safetensors')
+    with pytest.raises(CodetteError) as e: GGUFConverter(path)
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+def test_damaged_folders(plain, tmp_path):
+    def says(path):
+        with pytest.raises(CodetteError) as e: GGUFConverter(path)
+        return str(e.value)
+    path = changed(plain, tmp_path/'none'); (path/'model.safetensors').rename(path/'pytorch_model.bin')
+    assert 'has no model.safetensors' in says(path)
+    path = changed(plain, tmp_path/'index'); (path/'model.safetensors').unlink()
+    write_json(path/'model.safetensors.index.json', dict(weight_map={'a': '../plain/model.safetensors'}))
+    assert 'is not an index of weights' in says(path)
+    write_json(path/'model.safetensors.index.json', dict(weight_map={'a': 'missing.safetensors'}))
+    assert 'missing.safetensors is damaged' in says(path)
+    path = changed(plain, tmp_path/'no-tokenizer'); (path/'tokenizer.json').unlink()
+    assert 'has no tokenizer.json' in says(path)
+    path = changed(plain, tmp_path/'half'); write_json(path/'tokenizer_config.json', dict(codette_kind='bytes'))
+    assert 'was not written to the end' in says(path)         # one of ours that broke off
