@@ -2,7 +2,7 @@
 import json, re, shutil, subprocess
 import pytest
 from codette_nb.data.records import render_chat
-from codette_nb.quantize.ollama import OLLAMA_TEMPLATE, read_modelfile, write_modelfile
+from codette_nb.quantize.ollama import OLLAMA_TEMPLATE, go_template, read_modelfile, write_modelfile
 
 CALC = {'name': 'calculate', 'description': 'Work out an expression.',
         'parameters': {'type': 'object', 'properties': {'expression': {'type': 'string'}, 'digits': {'type': 'integer'}}}}
@@ -103,6 +103,17 @@ def render_go(template, data):
 @pytest.mark.parametrize('messages, tools', CHATS)
 def test_templates_agree(messages, tools):
     assert render_go(OLLAMA_TEMPLATE, go_data(messages, tools)) == render_chat(messages, tools, add_generation_prompt=True)
+
+PLAIN = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+ASKING = "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}" + PLAIN
+DEFAULT = PLAIN.replace('{% for message in messages %}', "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are brief.<|im_end|>\\n' }}{% endif %}")
+
+@pytest.mark.parametrize('template', [PLAIN, ASKING, DEFAULT, PLAIN.replace('\\n', '\n')], ids=['plain', 'asking', 'default', 'line breaks'])
+def test_templates_of_others_agree(template):
+    "With a system message and without, in several turns; they know no tools, so none are shown to them."
+    for messages, tools in CHATS:
+        if not tools: assert render_go(go_template(template), go_data(messages, ())) == render_chat(messages, add_generation_prompt=True, template=template)
+    assert '.Tools' not in go_template(template)
 
 GO = '''package main
 import ("encoding/json"; "os"; "text/template")
