@@ -8,11 +8,10 @@ __all__ = ['ANSWERS_HEAD', 'question_of', 'written', 'result_of', 'call_marks', 
 # %% ../../nbs/52_evaluate.answers.ipynb #ans-imports
 import random, re
 from dataclasses import dataclass, replace
-from ..core import CodetteError, progress_bar
+from ..core import CodetteError, html_table, progress_bar
 from ..data.records import Record, normalise, parse_tool_calls, render
 from ..data.sources import FAMILIES
 from ..data.tools import check_value
-from .metrics import html_table
 from ..model.generate import generate
 
 # %% ../../nbs/52_evaluate.answers.ipynb #ans-ask

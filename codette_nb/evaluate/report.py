@@ -44,7 +44,7 @@ EXPORT = dict(file='* name in the run folder', quantization="* 'fp16', 'q8', …
 SECTIONS = dict(
     held_out="* set -> figures, see `SET`; the first set is the one in the headline: unseen records of seen families",
     score='score, loss_improvement, progress, gradient: the consciousness score at the end, a training statistic, and its terms',
-    memorisation='train_rate, held_out_rate and what stands beside them: see `Memorisation.to_dict`',
+    memorisation='train_rate, held_out_rate and what stands beside them: see `Memorisation.to_dict`; `canaries`, times planted → mean exposure in bits, where some were',
     plan="what was planned beside what came of it: 'minutes', 'tokens', 'memory' (bytes at the peak) and 'bits per byte: SET', each with "
          "planned, outcome and, for an expectation, its standard error",
     exports='list of files written for llama.cpp, see `EXPORT`',
@@ -123,9 +123,11 @@ def _export_facts(e):
     return f"{e['file']} ({e['quantization']})", f"{human_bytes(e['bytes'])}; llama.cpp beside PyTorch: {', '.join(said)}"
 
 def _memory_facts(m):
-    return [(f"{m['length']} tokens after {m['prefix']}",
-             f"continued to the letter: {m['train_rate']:.1%} of {m['train_samples']} training records, "
-             f"{m['held_out_rate']:.1%} of {m['held_out_samples']} held-out ones (the control)")]
+    out = [(f"{m['length']} tokens after {m['prefix']}",
+            f"continued to the letter: {m['train_rate']:.1%} of {m['train_samples']} training records, "
+            f"{m['held_out_rate']:.1%} of {m['held_out_samples']} held-out ones (the control)")] if m.get('train_samples') else []
+    if secrets := m.get('canaries'): out.append(('exposure of canaries, bits', ', '.join(f'planted {k} times {v:.1f}' for k, v in secrets.items()) + ' (0 times is the control)'))
+    return out
 
 PLAN_HEAD = '', 'planned', 'outcome', 'off by'
 
@@ -148,7 +150,7 @@ def facts(
     g = report.get
     out = {'Model': _model_facts(report['model']), 'Data': _data_facts(report['data']),
            'Training': _training_facts(report['training'], g('score')),
-           'Memorisation': _memory_facts(g('memorisation')) if (g('memorisation') or {}).get('train_samples') else [],
+           'Memorisation': _memory_facts(g('memorisation') or {}),
            'Plan': _plan_facts(g('plan') or {}), 'Files': [_export_facts(e) for e in g('exports', [])], 'Time': [(k, human_time(v)) for k, v in g('times', {}).items()]}
     return {k: v for k, v in out.items() if v}
 

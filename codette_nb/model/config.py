@@ -8,7 +8,7 @@ __all__ = ['LAYOUTS', 'PRESETS', 'PROCESS', 'LOGITS', 'TransformerConfig', 'pres
 
 # %% ../../nbs/20_model.config.ipynb #cfg-imports
 from dataclasses import asdict, dataclass, fields, replace
-from ..core import CodetteError, human_bytes, human_count, one_of, text_table
+from ..core import CodetteError, html_table, human_bytes, human_count, one_of, text_table
 
 # %% ../../nbs/20_model.config.ipynb #cfg-config
 LAYOUTS = 'starcoder2', 'llama'
@@ -188,8 +188,7 @@ class Sizes:
 
     def _repr_html_(self):
         head, *rows = self._cells()
-        tr = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{x}</{tag}>' for x in cells) + '</tr>'
-        return '<table>' + tr('th', head) + ''.join(tr('td', r) for r in rows) + '</table>'
+        return html_table(head, rows)
 
 # %% ../../nbs/20_model.config.ipynb #cfg-hf
 _HF = dict(vocab_size='vocab_size', context_length='max_position_embeddings', hidden_size='hidden_size', num_layers='num_hidden_layers',

@@ -9,10 +9,9 @@ __all__ = ['CONTROLS', 'HEAD', 'PANELS', 'ShuffledTargets', 'freeze', 'repeat', 
 import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 import numpy as np
-from ..core import CodetteError, text_table
+from ..core import CodetteError, html_table, text_table
 from ..data.packing import TextDataset
 from ..model.config import TransformerConfig
 from .lowmemory import new_model
@@ -116,11 +115,7 @@ HEAD = 'run', 'score', 'loss improvement', 'progress', 'gradient', 'held-out los
 
 def _cells(self): return [[name, *(f'{v:.2f}' for v in r.values())] for name, r in self.rows().items()]
 
-def _html(self):
-    line = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{escape(c)}</{tag}>' for c in cells) + '</tr>'
-    return '<table>' + line('th', HEAD) + ''.join(line('td', c) for c in _cells(self)) + '</table>'
-
-Ablation._repr_html_ = _html
+Ablation._repr_html_ = lambda self: html_table(HEAD, _cells(self))
 Ablation.__repr__ = lambda self: text_table([HEAD, *_cells(self)])
 
 # %% ../../nbs/36_train.ablation.ipynb #36a7244e

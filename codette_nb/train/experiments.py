@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['AXES', 'MEASURES', 'RUN_HEAD', 'DONE', 'MEANS', 'SWEEP_HEAD', 'read_events', 'RunLog', 'run_figures', 'run_curve',
-           'flat_settings', 'differing', 'RunComparison', 'plot_runs', 'find_runs', 'compare', 'Experiment', 'Trial',
-           'smooth_losses', 'suggest_factor', 'LearningRates', 'find_lr', 'Budget', 'Between', 'sweep_points',
-           'point_name', 'Sweep', 'sweep_rows', 'best_settings', 'sweep_notes', 'plot_sweep', 'sweep', 'to_tensorboard']
+           'flat_settings', 'differing', 'RunComparison', 'plot_runs', 'find_runs', 'run_names', 'compare',
+           'Experiment', 'Trial', 'smooth_losses', 'suggest_factor', 'LearningRates', 'find_lr', 'Budget', 'Between',
+           'sweep_points', 'point_name', 'Sweep', 'sweep_rows', 'best_settings', 'sweep_notes', 'plot_sweep', 'sweep',
+           'to_tensorboard']
 
 # %% ../../nbs/37_train.experiments.ipynb #104c15d2
 import hashlib, itertools, json, math, random, re, shutil, statistics, tempfile, textwrap, time
@@ -17,7 +18,7 @@ from html import escape
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import CodetteError, atomic_folder, human_count, human_time, one_of, read_json, text_table, write_json
+from ..core import CodetteError, atomic_folder, html_table, human_count, human_time, one_of, read_json, text_table, write_json
 from ..data.packing import Sampler, TextDataset
 from ..data.shards import Shards, tokenizer_fingerprint
 from ..model.config import TransformerConfig
@@ -151,12 +152,6 @@ def _show(k, v):
     if k in ('steps', 'tokens_per_second'): return f'{v:,.0f}'
     return f'{v:.4g}' if isinstance(v, float) else ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
 
-def _html_table(head, rows, best=None, notes=()):
-    cell = lambda tag, c, i: f'<{tag} style="text-align:{"right" if i else "left"}">{escape(c)}</{tag}>'
-    line = lambda tag, cells: '<tr>' + ''.join(cell(tag, c, i) for i, c in enumerate(cells)) + '</tr>'
-    body = ''.join(line('th' if i == best else 'td', r) for i, r in enumerate(rows))
-    return '<table>' + line('th', head) + body + '</table>' + ''.join(f'<p>{escape(n)}</p>' for n in notes)
-
 # %% ../../nbs/37_train.experiments.ipynb #2485676e
 @dataclass(frozen=True)
 class RunComparison:
@@ -200,7 +195,7 @@ def _comparison_cells(self):
 def _comparison_html(self):
     head, rows = _comparison_cells(self)
     best = next((i for i, name in enumerate(self.runs) if name == self.best), None)
-    return _html_table(head, rows, best, self.notes())
+    return html_table(head, rows, best, self.notes())
 
 def _comparison_text(self):
     head, rows = _comparison_cells(self)
@@ -245,12 +240,15 @@ def find_runs(
     if not found: raise CodetteError(f"there is no run in {folder}: give a run folder, or one that holds some")
     return found
 
-def _names(folders):
-    # the last part of each path, and as many more as tell them apart
-    for n in range(1, max(len(p.parts) for p in folders) + 1):
-        names = ['/'.join(p.parts[-n:]) for p in folders]
-        if len(set(names)) == len(names): break
-    return names
+def run_names(
+    folders, # run folders
+) -> list[str]:
+    "The shortest ends of the paths that tell them apart; a folder that is there twice gets numbers."
+    parts = [Path(f).resolve().parts for f in folders]
+    for n in range(1, max(map(len, parts)) + 1):
+        names = ['/'.join(p[-n:]) for p in parts]
+        if len(set(names)) == len(names): return names
+    return [f'{name} ({i})' for i, name in enumerate(names, 1)]
 
 def compare(
     runs, # run folders or `RunLog`s; a folder that holds runs; or a dictionary of names to run folders
@@ -262,7 +260,7 @@ def compare(
     logs = [q for r in runs for q in ([r] if isinstance(r, RunLog) else map(RunLog, find_runs(r)))]
     if not logs: raise CodetteError("there is nothing to compare: give at least one run folder")
     logs = list({r.folder.resolve(): r for r in logs}.values())
-    return RunComparison(dict(zip(_names([r.folder for r in logs]), logs)))
+    return RunComparison(dict(zip(run_names([r.folder for r in logs]), logs)))
 
 # %% ../../nbs/37_train.experiments.ipynb #399be994
 @dataclass(frozen=True, eq=False)
@@ -609,7 +607,7 @@ def _sweep_cells(sweep):
 
 def _sweep_html(self):
     head, cells = _sweep_cells(self)
-    return _html_table(head, cells, 0 if sweep_rows(self)[0]['losses'] else None, sweep_notes(self))
+    return html_table(head, cells, 0 if sweep_rows(self)[0]['losses'] else None, sweep_notes(self))
 
 Sweep._repr_html_ = _sweep_html
 Sweep.__repr__ = lambda self: '\n'.join([text_table([(c := _sweep_cells(self))[0], *c[1]]), *sweep_notes(self)])

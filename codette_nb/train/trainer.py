@@ -40,14 +40,14 @@ def measure(
     was, nats, right, tokens, n_bytes = model.training, 0., 0, 0, 0
     model.eval()
     lengths, n = byte_lengths(dataset.tokenizer), min(windows, len(dataset))
-    batch_size = max(1, min(16, (1 << 27)//(dataset.context*dataset.tokenizer.vocab_size))) # half a GiB of logits at most
+    batch_size = max(1, min(16, (1 << 22)//(dataset.context*dataset.tokenizer.vocab_size))) # 16 MiB of logits where that is possible: measuring must not take more memory than training
     for i in range(0, n, batch_size):
         x, y = map(torch.from_numpy, dataset.batch(0, range(i, min(n, i + batch_size))))
         x, y = x.to(model.device), y.to(model.device)
         with autocast() if autocast else torch.autocast('cpu', enabled=False): logits = model(x).float()
         keep = y >= 0
-        nats += torch.nn.functional.cross_entropy(logits[keep], y[keep], reduction='sum').item()
-        right += (logits[keep].argmax(-1) == y[keep]).sum().item()
+        nats += torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.where(keep, -100).flatten(), reduction='sum').item()
+        right += (logits.argmax(-1) == y)[keep].sum().item()
         tokens += keep.sum().item(); n_bytes += int(lengths[y[keep].cpu().numpy()].sum())
     model.train(was)
     return dict(loss=nats/tokens, accuracy=right/tokens, bits_per_byte=nats/math.log(2)/max(1, n_bytes), tokens=tokens)
