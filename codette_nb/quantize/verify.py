@@ -236,7 +236,7 @@ def compare_tokens(tokenizer, strings: list[str], answer: dict) -> list[str]:
         for s, mine, plain, bos in zip(strings, ours, answer[f'plain{k}'], answer[f'bos{k}']):
             how = 'with control pieces' if k else 'as plain text'
             if mine != plain: bad.append(f'{s!r} {how}: {mine} here, {plain} in llama.cpp')
-            mine = [tokenizer.bos_id, *mine]
+            mine = [tokenizer.bos_id]*tokenizer.add_bos + mine + [tokenizer.eos_id]*tokenizer.add_eos
             if bos != mine: bad.append(f'{s!r} {how}, at the start of a prompt: {mine} here, {bos} in llama.cpp')
     for i, h in enumerate(answer['pieces']):
         mine, there = tokenizer.decode_bytes([i]), bytes.fromhex(h)
@@ -262,13 +262,16 @@ class LogitComparison:
     counts: list = field(default_factory=list) # how many logits fall between them
 
 def _position_figures(a, b, ids):
-    "KL, best tokens, lead, difference and both losses of each position; a is PyTorch's (T, V), b llama.cpp's."
-    def log_softmax(x):
-        x = x - x.max(1, keepdims=True)
-        return x - np.log(np.exp(x).sum(1, keepdims=True))
-    p, q = log_softmax(a.astype(np.float64)), log_softmax(b.astype(np.float64))
-    top, at = np.partition(a, -2, axis=1)[:, -2:], (np.arange(len(ids) - 1), ids[1:])
-    return (np.exp(p)*(p - q)).sum(1), a.argmax(1), b.argmax(1), top[:, 1] - top[:, 0], np.abs(a - b), -p[at], -q[at]
+    "KL, best tokens and both losses of each position; a is PyTorch's (T, V), b llama.cpp's."
+    best, d, rows = a.argmax(1), np.subtract(b, a, dtype=np.float64).clip(max=500), np.arange(len(a))
+    p = np.exp(a - a[rows, best][:, None])
+    z = p.sum(1, dtype=np.float64)                                     # (T,)
+    p /= z[:, None].astype(np.float32)
+    mean = lambda x: np.einsum('tv,tv->t', p, x, dtype=np.float64)
+    more = np.log1p(mean(np.expm1(d)))                                 # log of both sums' ratio, without taking one large number from another
+    at, next_ = rows[:len(ids) - 1], ids[1:]
+    here = np.log(z[at]) - (a[at, next_] - a[at, best[at]])
+    return more - mean(d), best, b.argmax(1), here, here + more[at] - d[at, next_]
 
 def interval(
     sums,      # of each sequence
@@ -285,21 +288,26 @@ def interval(
 def compare_logits(
     pairs,   # (PyTorch's, llama.cpp's) logits of a sequence, each (T, V) float32; even ones measure, odd ones judge
     seqs=(), # their tokens, for the perplexity; none: it is left out
+    judge=True, # False leaves out single differences and decisions, which takes most of the time
 ) -> LogitComparison:
     "Both sets of logits, summed up."
     c, kl, same, judged, losses, edges = LogitComparison(), [], [], [], [], np.linspace(-9, 1, 41)
     counts = np.zeros(len(edges) - 1, int)
     for i, ((a, b), ids) in enumerate(zip(pairs, seqs or repeat([0]))):
-        k, x, y, lead, diff, here, there = _position_figures(a, b, ids)
-        kl.append(k); same.append(x == y); losses.append((here, there))
+        k, x, y, *loss = _position_figures(a, b, ids)
+        kl.append(k); same.append(x == y); losses.append(loss)
+        if not judge: continue
+        diff, top = np.abs(a - b), np.partition(a, -2, axis=1)[:, -2:]
         counts += np.histogram(np.log10(diff.clip(1e-9, 9.99)), edges)[0]
         if i % 2 == 0: c.largest = max(c.largest, float(diff.max()))
-        else: judged.append((lead, x == y))
+        else: judged.append((top[:, 1] - top[:, 0], x == y))
     c.kl_low, c.kl_high = interval([k.sum() for k in kl], [len(k) for k in kl])
     if seqs: c.perplexity, c.perplexity_there = (float(np.exp(np.concatenate(x).mean())) for x in zip(*losses))
-    kl, same, lead, ok = np.concatenate(kl), np.concatenate(same), *(np.concatenate(z) for z in zip(*judged))
-    decisive = lead > 2*c.largest
+    kl, same = np.concatenate(kl), np.concatenate(same)
     c.positions, c.kl, c.kl_max, c.agree = len(kl), float(kl.mean()), float(kl.max()), float(same.mean())
+    if not judge: return c
+    lead, ok = (np.concatenate(z) for z in zip(*judged))
+    decisive = lead > 2*c.largest
     c.decisive, c.overturned = int(decisive.sum()), int((decisive & ~ok).sum())
     c.edges, c.counts = edges.tolist(), counts.tolist()
     return c
@@ -380,7 +388,7 @@ def sequences(
     "Token sequences from all of `texts` in turn; raises `CodetteError` if they are too short for two."
     parts = []
     for ids in tokenizer.encode_batch(list(texts), special=True):
-        parts.append([[tokenizer.bos_id, *ids[i:i+length-1]] for i in range(0, len(ids), length - 1)])
+        parts.append([[tokenizer.bos_id]*tokenizer.add_bos + ids[i:i+length-1] for i in range(0, len(ids), length - 1)])
     turns = (p[i] for i in range(max(map(len, parts), default=0)) for p in parts if i < len(p))
     out, n = [], 0
     for ids in turns:
@@ -439,13 +447,13 @@ def verify_gguf(
 ) -> VerifyReport:
     "Compare a GGUF file in llama.cpp with the model in PyTorch. A file that cannot be loaded is a report, not an exception."
     from codette_nb.quantize.reader import read_gguf
-    from codette_nb.train.checkpoint import load_checkpoint
+    from codette_nb.quantize.gguf import open_source
     r, t = VerifyReport(str(gguf_path)), time.time()
     try: r.quantization = _quantization(read_gguf(gguf_path))
     except CodetteError as e: r.status, r.reasons = 'failed', [str(e)]; return r
     if r.quantization not in KL_LIMITS:
         r.reasons = ['the file is of a type that has no limit here']; return r
-    model, own = (checkpoint, None) if hasattr(checkpoint, 'parameters') else load_checkpoint(checkpoint)
+    model, own = (checkpoint, None) if hasattr(checkpoint, 'parameters') else open_source(checkpoint).load()
     tokenizer = tokenizer or own
     texts = sample_texts() if texts is None else list(texts)
     hostile = hostile_strings(strings, texts=texts)
