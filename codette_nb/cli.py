@@ -40,6 +40,7 @@ def _run_options(p, out='', force=True, samples: int|None=5000):
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps (default: %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='of data and training (default: %(default)s)')
     if force: p.add_argument('--force', action='store_true', help='delete a run that is there')
+    if force: p.add_argument('--canaries', action='store_true', help='plant made-up secrets in the training text, and report how well the model knows them')
     _mix_options(p)
 
 def _export_options(p):
@@ -278,7 +279,7 @@ def quick(
     "`codette quick-train`."
     from codette_nb.pipeline import quick_train
     report = quick_train(args.minutes, args.size, _sources(args), args.out, args.samples, args.device, args.seed, args.quantization,
-                         args.verify, args.force, args.name, quiet=args.json, mix=_mix(args))
+                         args.verify, args.force, args.name, quiet=args.json, mix=_mix(args), canaries=args.canaries)
     if args.json: _print_json(report.data)
 
 def train(
@@ -292,7 +293,7 @@ def train(
         report = pl.resume_run(args.out, args.quantization, args.verify, args.json, args.steps)
     else:
         recipe = pl.make_recipe(args.size, 500 if args.steps is None else args.steps, _sources(args), args.samples, args.device, args.seed, args.name, args.vocab,
-                                args.context, args.batch, _mix(args), args.shards, **dict(save_every=args.save_every) | _settings(args.set)
+                                args.context, args.batch, _mix(args), args.shards, args.canaries, **dict(save_every=args.save_every) | _settings(args.set)
                                 | (dict(low_memory=True) if args.low_memory else {}))
         report = pl.train_run(recipe, args.out, args.quantization, args.verify, args.force, args.json)
     if args.json: _print_json(report.data)
