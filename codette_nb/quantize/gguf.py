@@ -409,6 +409,7 @@ class GGUFConverter:
             f = number_format(f); f.row_bytes(stored[one_of(name, list(stored), 'tensor')][-1])
             choices[name] = Choice(f, f)
         self.label = commonest(stored, choices) if formats else honest_type(self.type, stored, choices)
+        if formats: self.type = self.label
         self.plan = [TensorPlan(g, hf, stored[g], choices[g].format, choices[g].wanted, _turned_heads(c, g)) for g, hf in names.items()]
 
     @property
