@@ -121,3 +121,14 @@ def test_damaged_folders(plain, tmp_path):
     assert 'has no tokenizer.json' in says(path)
     path = changed(plain, tmp_path/'half'); write_json(path/'tokenizer_config.json', dict(codette_kind='bytes'))
     assert 'was not written to the end' in says(path)         # one of ours that broke off
+
+def test_the_command(tmp_path, capsys):
+    "With a Modelfile where the template is a known one; with a sentence where it is not."
+    from tiny import codette
+    folder(tmp_path/'known', bos=True)
+    code, out, err = codette('export', tmp_path/'known', '--quantization', 'q4_0', '--out', tmp_path/'known.gguf')
+    assert code == 0 and 'llama.cpp: passed' in out and '<|im_start|>{{ .Role }}' in (tmp_path/'known.Modelfile').read_text()
+    folder(tmp_path/'other', template="{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
+    code, out, err = codette('export', tmp_path/'other', '--quantization', 'q8', '--out', tmp_path/'other.gguf')
+    assert code == 0 and (tmp_path/'other.gguf').is_file() and not (tmp_path/'other.Modelfile').exists()
+    assert 'no Modelfile for' in err and 'write the TEMPLATE of a Modelfile by hand, or run the file with codette serve' in err
