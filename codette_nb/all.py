@@ -29,6 +29,7 @@ from .model.transformer import (CustomTransformer, FeedForwardNetwork, MultiHead
                                           create_codette_model)
 from .pipeline import Recipe, ask_run, experiment_of, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
 from .quantize.blocks import FORMATS, dequantise, number_format, quantise
+from .quantize.compare import compare_types
 from .quantize.filetypes import FILE_TYPES, file_type
 from .quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf
 from .quantize.ollama import Ollama, deploy, write_modelfile
@@ -51,6 +52,7 @@ from .widgets.attach import panel
 from .widgets.mixer import MixerPanel
 from .widgets.history import History
 from .widgets.panel import TrainingPanel
+from .widgets.quantizer import QuantizerPanel
 
 # %% ../nbs/98_all.ipynb #all-names
 __all__ = [name for name in dir() if not name.startswith('_')]

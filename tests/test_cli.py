@@ -7,7 +7,7 @@ from codette_nb import __version__
 from codette_nb.data.sources import families
 from codette_nb.quantize.reader import read_gguf
 
-COMMANDS = 'quick-train', 'train', 'shards', 'export', 'eval', 'plan', 'data', 'teach', 'chat', 'inspect', 'deploy', 'serve'
+COMMANDS = 'quick-train', 'train', 'shards', 'export', 'eval', 'plan', 'data', 'teach', 'chat', 'inspect', 'types', 'deploy', 'serve'
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
@@ -176,6 +176,16 @@ def test_eval_answers(monkeypatch, tmp_path):
     assert code == 0 and out.count('\n') == len(rows) + 1
     code, out, err = codette('eval', tmp_path/'run', '--answers', 0)
     assert (code, out) == (1, '') and 'at least 1' in err
+
+def test_canaries(monkeypatch, tmp_path):
+    "Secrets planted 64 times in a small text are known afterwards, those planted 0 times are not."
+    tiny.shrink(monkeypatch.setattr)
+    book = write_book(tmp_path/'book.txt', 60)
+    code, _, err = codette('train', '--canaries', '--data', book, *BOOK, '--steps', 150, '--no-verify', '--out', tmp_path/'run')
+    assert code == 0, err
+    known = json.loads((tmp_path/'run/report.json').read_text())['memorisation']['canaries']
+    assert list(known) == ['0', '1', '4', '16', '64'] and known['64'] > 6 and known['64'] > known['0'] + 3 and known['0'] < 5, known
+    assert 'planted 64 times' in (tmp_path/'run/README.md').read_text()
 
 # plan
 

@@ -16,10 +16,10 @@ from ..core import CodetteError, atomic_file, human_bytes, human_time, one_of, t
 from ..quantize.blocks import dequantise, number_format, quantise
 from ..quantize.compare import TypeComparison, compare_types, plot_comparison, relative_errors
 from ..quantize.filetypes import FILE_TYPES, assign, file_type
-from ..quantize.gguf import GGUFConverter
+from ..quantize.gguf import GGUFConverter, open_source
 from ..quantize.runtime import LlamaCpp
 from ..quantize.verify import llama_memory
-from ..train.checkpoint import load
+from ..train.checkpoint import LanguageModel
 from .history import PALETTE, STYLE
 from .mixer import MIX_STYLE
 from .panel import _no_panel
@@ -203,7 +203,7 @@ def sample(self: QuantizerPanel,
     if not str(prompt).strip(): raise CodetteError("the prompt is empty: ask something")
     def act(work):
         work.at('PyTorch answers')
-        if self._model is None: self._model = load(self.checkpoint)
+        if self._model is None: self._model = LanguageModel(*open_source(self.checkpoint).load())
         here = self._model.chat(prompt, max_tokens=max_tokens, temperature=0)
         work.at(f'writing {name}', 1, 3)
         llama_memory(self.file(name), context) # in a process of its own: a file that ends it does not end this one
