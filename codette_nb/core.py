@@ -54,6 +54,7 @@ def human_time(
     h, m, s = s//3600, s//60 % 60, s % 60
     return f'{h}:{m:02}:{s:02}' if h else f'{m}:{s:02}'
 
+# %% ../nbs/00_core.ipynb #core-table
 def text_table(
     rows, # lists of cells; the first is the head
 ) -> str:

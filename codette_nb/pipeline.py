@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MEASURED', 'Recipe', 'planted', 'canary_exposure', 'read_data', 'make_mixer', 'open_part', 'build_split',
            'data_sha256', 'build_tokenizer', 'training_set', 'new_run', 'run_split', 'open_run', 'calibration_texts',
-           'better_rounding', 'export_run', 'measured_part', 'finish_run', 'measure_run', 'ask_run', 'experiment_of',
-           'Interrupted', 'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan', 'quick_train', 'make_recipe',
-           'train_run', 'resume_run', 'main']
+           'better_rounding', 'best_formats', 'export_run', 'measured_part', 'finish_run', 'measure_run', 'ask_run',
+           'experiment_of', 'Interrupted', 'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan',
+           'quick_train', 'make_recipe', 'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
 import hashlib, json, os, platform, random, shlex, statistics, sys, time
@@ -29,6 +29,7 @@ from .evaluate.answers import Answers, ask_all
 from .evaluate.metrics import Comparison, NgramModel, compare_baselines, evaluate, memorisation, xz_bits_per_byte
 from .evaluate.report import Report, read_report, write_model_card, write_report
 from .model.config import TransformerConfig, num_parameters, preset
+from .quantize.allocate import Mix, as_bytes, sensitivity
 from .quantize.filetypes import file_type
 from .quantize.calibrate import calibrate, calibration_windows
 from .quantize.gguf import GGUFConverter, open_source, tensor_names
@@ -131,6 +132,7 @@ def make_mixer(
     if recipe.prose and not recipe.data: corpora['prose'], weights['prose'] = python_docs(), recipe.prose
     return Mixer(replace(recipe.mixing, weights=recipe.mixing.weights | weights), corpora, recipe.about), skipped
 
+# %% ../nbs/90_pipeline.ipynb #pi-parts
 def open_part(
     recipe: Recipe, # with shards
     part='train',   # or 'held-out'
@@ -206,6 +208,7 @@ def new_run(
     trainer.sample_prompt = _sample_prompt(split)
     return trainer, split
 
+# %% ../nbs/90_pipeline.ipynb #pi-again
 def run_split(
     run,          # run folder
     quiet=False,  # True prints nothing
@@ -238,15 +241,14 @@ def open_run(
 def calibration_texts(
     run,       # run folder
     files=(),  # text to take in place of the run's own
-    seed=0,    # of the order
 ): # (texts, what they are)
-    "Text to measure a model's activations on, in an order that is drawn; raises `CodetteError` if there is none."
+    "Text to measure a model's activations on; raises `CodetteError` if there is none."
     if files: records, what = [r for p in files for r in read_corpus(p).records], ', '.join(Path(p).name for p in files)
     else:
         if not (Path(run)/'config.json').is_file() or 'recipe' not in read_json(Path(run)/'config.json'):
             raise CodetteError(f"the training text of {run} is not known: give text to calibrate with (--calibrate FILE)")
         records, what = run_split(run, quiet=True)[1].train, "the run's training text"
-    return [render(r) for r in random.Random(seed).sample(records, len(records))], what
+    return [render(r) for r in records], what
 
 def better_rounding(
     run,              # run folder, or checkpoint folder with `files`
@@ -266,11 +268,26 @@ def better_rounding(
     if importance == 'auto': given = dict(importance=stats.importance())
     return given | (dict(feedback=LayerByLayer(model, windows, names, stats, text=what)) if feedback else {})
 
-def _gain(run, name, quantization, tokenizer, texts, parity, folder):
+def best_formats(
+    run,             # run folder, or checkpoint folder with `files`
+    budget=None,     # size of the file, '2.5MB' or bytes
+    bits=None,       # or bits a weight; None for both: None
+    importance=None, # as the export will round with
+    files=(),        # text to measure on; none: the run's training text
+    quiet=False,     # True prints nothing
+) -> Mix|None:
+    "The best format for each tensor within a size; raises `CodetteError` if none is small enough."
+    if budget is None and bits is None: return None
+    if budget is not None: as_bytes(budget) # what is wrong is better known before anything is measured
+    mix = sensitivity(run, calibration_texts(run, files)[0], importance=importance, quiet=quiet).choose(budget, bits)
+    if not quiet: print(mix)
+    return mix
+
+def _gain(run, name, quantization, mix, tokenizer, texts, parity, folder):
     # the divergence of the same file rounded plainly, beside the one that was measured
     plain = folder/'plain.unverified.gguf'
     try:
-        GGUFConverter(run, tokenizer, quantization, name).write(plain, force=True, quiet=True)
+        GGUFConverter(run, tokenizer, quantization, name, formats=mix and mix.formats).write(plain, force=True, quiet=True)
         report = verify_gguf(plain, run, tokenizer, texts, strings=10)
     finally: plain.unlink(missing_ok=True)
     if report.logits is None: return None
@@ -292,7 +309,9 @@ def export_run(
     quiet=False,         # True prints nothing
     importance=None,     # 'auto' or a file: round with the importance of columns, as llama.cpp does
     feedback=False,      # True: round with error feedback
-    calibrate=(),        # files with text for both; none: the run's training text
+    calibrate=(),        # files with text for these; none: the run's training text
+    budget=None,         # size of the file, '2.5MB': the best format for each tensor within it, in place of a file type
+    bits=None,           # or bits a weight
 ) -> dict:               # file, quantization, bytes, parity and the export's figures
     "Write a GGUF file with its Modelfile and verify it; raises `CodetteError` if llama.cpp does not agree."
     path = Path(path) if path else Path(run)/'model.gguf'
@@ -300,7 +319,9 @@ def export_run(
     for p in (path, modelfile):
         if p.exists() and not force: raise CodetteError(f"{p} exists already: choose another name, or replace it with --force")
     rounding = better_rounding(run, importance, feedback, calibrate, quiet=quiet)
-    converter = GGUFConverter(run, None, quantization, name or _run_name(run), **rounding)
+    mix = best_formats(run, budget, bits, rounding.get('importance'), calibrate, quiet)
+    converter = GGUFConverter(run, None, quantization, name or _run_name(run), **rounding, formats=mix and mix.formats)
+    quantization = converter.type.name # with a mix, that of the most common format
     try: template, why = go_template(converter.tokenizer.template), ''
     except CodetteError as e: template, why = None, e # the file can do without, Ollama cannot
     unverified = path.with_name(f'{path.stem}.unverified.gguf')
@@ -310,13 +331,13 @@ def export_run(
         report = verify_gguf(unverified, run, converter.tokenizer, texts)
         parity = report.to_dict() | dict(path=path.name)
         if report.status == 'failed': raise CodetteError(f"llama.cpp does not agree with the model: {'; '.join(report.reasons)}; the file is left as {unverified}")
-    gain = _gain(run, converter.name, quantization, converter.tokenizer, texts, parity, path.parent) if rounding and verify and parity.get('logits') else None
+    gain = _gain(run, converter.name, quantization, mix, converter.tokenizer, texts, parity, path.parent) if rounding and verify and parity.get('logits') else None
     os.replace(unverified, path)
     if not template: print(f"no Modelfile for {path}: {why}", file=sys.stderr)
     else: write_modelfile(modelfile, path.name, context_length=converter.config.context_length, template=template, force=True)
     if not quiet: print(f"wrote {path} ({human_bytes(path.stat().st_size)}), llama.cpp: {parity['status']}")
     if gain and not quiet: print(f"{figures.rounding}: KL {gain['kl']:.2e} nats a token in llama.cpp, {gain['kl_plain']:.2e} without, that is x{gain['ratio']:.2f} ({gain['tokens']:,} tokens)")
-    return figures.to_dict() | dict(file=path.name, path=str(path), quantization=quantization, bytes=path.stat().st_size, parity=parity, gain=gain)
+    return figures.to_dict() | dict(file=path.name, path=str(path), quantization=quantization, bytes=path.stat().st_size, parity=parity, gain=gain, mix=mix and mix.to_dict())
 
 # %% ../nbs/90_pipeline.ipynb #pi-score
 def _last_score(run):
@@ -384,7 +405,7 @@ def finish_run(
     beside = beside_plan(plan, times, n, getattr(trainer, 'peak_memory', 0), measured.to_dict()) if plan else None
     write_report(run, dict(
         model=dict(name=recipe.name, size=recipe.size, parameters=num_parameters(c), layers=c.num_layers, heads=c.num_heads, width=c.hidden_size,
-                   context=c.context_length, vocabulary=c.vocab_size, tokenizer=tokenizer.kind),
+                   context=c.context_length, vocabulary=c.vocab_size, tokenizer=tokenizer.kind, layout=c.layout),
         data=_counts(split, recipe) | dict(corpora=[f'{p} (weight {w:g})' for p, w in recipe.data], tokens=trainer.train_set.num_tokens,
                                    prose='' if recipe.data or not recipe.prose else 'the documentation of Python'),
         training=dict(steps=trainer.step, seconds=trainer.elapsed, tokens=n, tokens_per_second=n/max(trainer.elapsed, 1e-9), best_step=best_step,
@@ -579,6 +600,7 @@ def make_recipe(
     own = dict(prose=0., mixing=Mixing(0, seed=seed), shards=str(shards)) if shards else dict(mixing=Mixing(samples, seed=seed, **mix or {}))
     return Recipe(config, training, size, name, tuple(data), **own, strict_vocab=vocab is not None, canaries=canaries)
 
+# %% ../nbs/90_pipeline.ipynb #pi-steps-run
 def train_run(
     recipe: Recipe,      # all of it
     out,                 # run folder

@@ -6,7 +6,7 @@
 __all__ = ['ENOUGH_EPOCHS', 'held_out_mean', 'EarlyStopping', 'Deadline', 'Gap', 'worth', 'Repeats', 'Spikes', 'Verdict', 'Late',
            'ZeroGradient', 'regularisation', 'folder_bytes', 'short_of_space', 'Extraction', 'reproduced', 'draw',
            'find_span', 'by_chance', 'Leak', 'Canary', 'canaries', 'canary_records', 'exposure', 'make_room', 'Judging',
-           'Guards', 'checkpoint_bytes', 'test_leak', 'finish', 'no_room']
+           'Guards', 'checkpoint_bytes']
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-imports
 import math, random
@@ -532,7 +532,8 @@ def _on_eval(self, e):
     if self.evals % self.leak_every == 0: self.test_leak(e['step'])
     if t.config.patience: self.stopping(e)
 
-def test_leak(self,
+# %% ../../nbs/32c_train.guards.ipynb #gd-leak-event
+def _test_leak(self,
     step: int, # where the run is
 ):
     "Look for text learnt by heart, and say so."
@@ -540,11 +541,11 @@ def test_leak(self,
     if not self.leak: self.leak = Leak(t.train_set.shards, next(iter(t.eval_sets.values())).shards, t.model.config.context_length)
     self._tell('leak', self.leak(t.model))
 
-def finish(self):
+def _finish(self):
     "What is looked at once more when training has ended, however it did."
     if self.evals and self.tested != self.trainer.step: self.test_leak(self.trainer.step)
 
-def no_room(self,
+def _no_room(self,
     best=False, # True for the best model, which is smaller than a checkpoint to resume from
 ) -> str|None:
     "Why the next checkpoint cannot be saved; None if it can, or if the run has none yet, so that there is nothing to stop with."
@@ -563,4 +564,4 @@ def _on_stop(self, e):
     if e['reason'] == 'early' and best.is_dir(): load_weights(best, self.trainer.model)
 
 Guards._on_eval, Guards._on_checkpoint, Guards._on_stop = _on_eval, _on_checkpoint, _on_stop
-Guards.no_room, Guards.test_leak, Guards.finish = no_room, test_leak, finish
+Guards.no_room, Guards.test_leak, Guards.finish = _no_room, _test_leak, _finish

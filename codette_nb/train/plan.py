@@ -609,6 +609,7 @@ def _rehearsals(planner, sizes):
         if best.timed or (spent + 6*best.step > limit and (timed or spent > limit)): return options, best if best.timed or not timed else min(timed, key=planner.loss)
         planner.rehearse(best.model, planner.training(best.model, best.batch))
 
+# %% ../../nbs/34_train.plan.ipynb #pl-compiled
 def _compiled(planner, best, training):
     # whether compiling pays in a run of this length; if so it is rehearsed too. Threads and number format stay as they were
     if 'compile' in planner.changes: return best, training, planner.choice
@@ -619,6 +620,7 @@ def _compiled(planner, best, training):
         training = replace(planner.training(best.model, best.batch, best.steps), compile=choice.compile)
     return best, training, replace(choice, timings=planner.choice.timings | choice.timings)
 
+# %% ../../nbs/34_train.plan.ipynb #pl-plan-make
 def check_request(
     minutes: float, # asked for
     size: str,      # 'auto', a preset, or layers x width
