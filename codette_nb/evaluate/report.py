@@ -210,6 +210,8 @@ def read_report(
     except CodetteError as e: raise CodetteError(f'{path}: {e}') from e
 
 # %% ../../nbs/51_evaluate.report.ipynb #rep-card-head
+def _layout(report): return report['model'].get('layout', 'starcoder2') # a report from before there were two has none
+
 def _front_matter(report):
     name = json.dumps(report['model']['name'])  # a JSON string is a YAML string
     return f'''\
@@ -222,7 +224,7 @@ pipeline_tag: text-generation
 model_name: {name}
 tags:
 - codette_nb
-- starcoder2
+- {_layout(report)}
 - gguf
 ---'''
 
@@ -262,7 +264,7 @@ CARD = '''\
 
 {headline}
 
-A decoder-only transformer in the `starcoder2` layout, made with `codette_nb`.
+A decoder-only transformer in the `{layout}` layout, made with `codette_nb`.
 
 {model}
 
@@ -324,7 +326,7 @@ def model_card(
     section = lambda title: _md_table(('', ''), lists[title]) if title in lists else 'Not measured.'
     if re.search(r'\s', run): run = f'"{run}"'
     return CARD.format(
-        head=_front_matter(report), title=report['model']['name'], headline=report.headline(), model=section('Model'),
+        head=_front_matter(report), layout=_layout(report), title=report['model']['name'], headline=report.headline(), model=section('Model'),
         run=run, name=ollama_name(report['model']['name']), trained_on=_trained_on(report),
         training=section('Training'), plan=_plan_section(report.get('plan')), memorisation=section('Memorisation'), files=section('Files'), limits=LIMITS,
         sets=_md_table(SETS_HEAD, [(k, *sets_cells(s)) for k, s in report['held_out'].items()]),
