@@ -13,7 +13,7 @@ written by this package's encoders, whose bytes equal llama.cpp's (tests/test_ll
 import argparse, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, torch
-from codette_nb.core import write_json, text_table
+from codette_nb.core import write_json
 from codette_nb.data.records import render
 from codette_nb.pipeline import run_split
 from codette_nb.quantize.calibrate import calibrate, calibration_windows
@@ -32,12 +32,9 @@ def train(run, texts, minutes):
 
 def held_windows(tokenizer, split, length, tokens):
     "As many tokens of each held-out set."
-    each, r = -(-tokens//len(split.held_out)), np.random.default_rng(0)
-    out = []
-    for records in split.held_out.values():
-        texts = [render(records[i]) for i in r.permutation(len(records))]
-        out += calibration_windows(tokenizer, texts, length, each)
-    return [w for w in out if len(w) > 1]
+    each = -(-tokens//len(split.held_out))
+    out = [calibration_windows(tokenizer, [render(r) for r in records], length, each) for records in split.held_out.values()]
+    return [w for part in out for w in part if len(w) > 1]
 
 def logp(x):
     x = torch.from_numpy(np.array(x))
@@ -92,8 +89,7 @@ def main():
     length = model.config.context_length
     seqs = held_windows(tokenizer, split, length, a.tokens)
     n = np.array([len(s) for s in seqs])
-    order = np.random.default_rng(a.seed).permutation(len(split.train))
-    windows = calibration_windows(tokenizer, (render(split.train[i]) for i in order), length, a.calibrate)
+    windows = calibration_windows(tokenizer, [render(r) for r in split.train], length, a.calibrate, a.seed)
     stats = calibrate(model, windows, tensor_names(model.config), quiet=True)
     feedback = LayerByLayer(model, windows, tensor_names(model.config), stats, text="the run's training text")
     print(f'{n.sum():,} held-out tokens in {len(n)} sequences; calibrated with {sum(map(len, windows)):,} training tokens, {time.time() - begin:.0f} s', flush=True)
@@ -119,9 +115,9 @@ def main():
                     rows.append(r)
                     print(f"{kind:7} {how:10} {size:>10,} bytes  KL {r['kl']:.3e} ({r['kl_interval'][0]:.3e} to {r['kl_interval'][1]:.3e})  ratio {r['ratio']:.3f} "
                           f"({r['ratio_interval'][0]:.3f} to {r['ratio_interval'][1]:.3f})  perplexity {r['perplexity']:.4f}  same best {r['same_best']:.2%}  {seconds:.0f} s", flush=True)
-    write_json(Path(a.json), dict(run=Path(a.run).name, tokens=int(n.sum()), sequences=len(n), calibration=sum(map(len, windows)), perplexity=exact,
-                                  vocabulary=model.config.vocab_size, layers=model.config.num_layers, width=model.config.hidden_size,
-                                  seconds=time.time() - begin, results=rows))
+                write_json(Path(a.json), dict(run=Path(a.run).name, tokens=int(n.sum()), sequences=len(n), calibration=sum(map(len, windows)), perplexity=exact,
+                                              vocabulary=model.config.vocab_size, layers=model.config.num_layers, width=model.config.hidden_size,
+                                              seconds=time.time() - begin, results=rows))
     print(f'{time.time() - begin:.0f} s in all')
 
 if __name__ == '__main__': main()

@@ -6,7 +6,7 @@
 __all__ = ['Moments', 'Statistics', 'calibration_windows', 'calibrate']
 
 # %% ../../nbs/40c_quantize.calibrate.ipynb #cal-imports
-import tempfile
+import random, tempfile
 from pathlib import Path
 import numpy as np, torch
 import torch.nn.functional as F
@@ -116,18 +116,18 @@ def _backward(stats, logits_nv):
 # %% ../../nbs/40c_quantize.calibrate.ipynb #cal-windows
 def calibration_windows(
     tokenizer,       # fitted, `.encode`, `.bos_id`
-    texts,           # rendered texts
+    texts,           # list of rendered texts
     length: int,     # tokens to a window, at most the model's context
     tokens=100_000,  # tokens to take
-) -> list:           # of lists of ids
-    "Windows of ids from texts in the order given; raises `CodetteError` if there is no text."
-    out, n = [], 0
-    for text in texts:
-        ids = tokenizer.encode(text, special=True)
-        for i in range(0, len(ids), length - 1):
-            out.append([tokenizer.bos_id, *ids[i:i+length-1]])
-            n += len(out[-1])
-            if n >= tokens: return out
+    seed=0,          # of the draw
+) -> list:           # of lists of ids, no text in two of them
+    "Windows of ids, drawn from all of the texts; raises `CodetteError` if there is no text."
+    step, out, n = 4*length, [], 0 # characters; a piece of text has seldom more than four to a token
+    places = [(i, at) for i, text in enumerate(texts) for at in range(0, len(text), step)]
+    for i, at in random.Random(seed).sample(places, len(places)):
+        out.append([tokenizer.bos_id, *tokenizer.encode(texts[i][at:at+step], special=True)[:length-1]])
+        n += len(out[-1])
+        if n >= tokens: break
     if n < 2: raise CodetteError("there is no text to calibrate with: give at least one text that is not empty")
     return out
 
