@@ -172,6 +172,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--force', action='store_true', help='replace a file that is there')
     p.add_argument('--importance', default=None, metavar='auto|FILE', help="round with the importance of columns, measured on the run's training text, or from a file of llama-imatrix")
     p.add_argument('--feedback', action='store_true', help="round with error feedback, layer by layer: the same size, closer to the model; takes a minute and more")
+    p.add_argument('--budget', default=None, metavar='SIZE', help='size of the file, as 2.5MB or 2.4MiB: the best format for each tensor is computed, in place of --quantization')
+    p.add_argument('--bits', type=float, default=None, metavar='N', help='the same for N bits a weight')
     p.add_argument('--calibrate', action='append', default=[], metavar='PATH', help="text for --importance auto and --feedback; may be repeated (default: the run's training text)")
     _export_options(p); _output_options(p)
 
@@ -379,8 +381,11 @@ def export(
 ):
     "`codette export`."
     from codette_nb.pipeline import export_run
-    figures = export_run(args.run, args.out, args.quantization, args.verify, args.force, args.name, quiet=args.json,
-                         importance=args.importance, feedback=args.feedback, calibrate=args.calibrate)
+    if args.budget is not None and args.bits is not None: raise CodetteError("--budget and --bits both say how large the file may be: give one of them")
+    if args.quantization != 'fp16' and (args.budget is not None or args.bits is not None):
+        raise CodetteError(f"--quantization {args.quantization} and {'--budget' if args.bits is None else '--bits'} both choose the formats: give one of them")
+    figures = export_run(args.run, args.out, args.quantization, args.verify, args.force, args.name, quiet=args.json, importance=args.importance,
+                         feedback=args.feedback, calibrate=args.calibrate, budget=args.budget, bits=args.bits)
     if args.json: _print_json(figures)
 
 def evaluate_run(

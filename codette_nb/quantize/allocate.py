@@ -11,11 +11,12 @@ import html, math, random, re
 from dataclasses import dataclass, field
 import numpy as np, torch
 from ..core import CodetteError, human_bytes, one_of, progress_bar, text_table
+from ..data.records import Record, render
 from .blocks import dequantise, number_format, quantise
 from .filetypes import FILE_TYPES, assign, fitting
-from .gguf import GGUFConverter
+from .gguf import GGUFConverter, open_source
 from .verify import sample_texts
-from ..train.checkpoint import find_checkpoint, load_model, stored_name
+from ..train.checkpoint import stored_name
 from ..train.trainer import transformed
 
 # %% ../../nbs/42b_quantize.allocate.ipynb #al-rounded
@@ -32,16 +33,16 @@ def rounded(
 # %% ../../nbs/42b_quantize.allocate.ipynb #al-text
 def text_windows(
     tokenizer,   # that of the model
-    texts,       # records or texts
+    texts,       # records or rendered texts, whose control pieces are read as such
     length=256,  # tokens of a window, at most the model's context
     tokens=4096, # in all, at least a window
     seed=0,      # which texts are taken
 ):               # (windows, length) token ids
     "Windows of ordinary text; raises `CodetteError` if there is less than one."
-    docs, ids = list(texts), []
+    docs, ids = [render(t) if isinstance(t, Record) else t for t in texts], []
     random.Random(seed).shuffle(docs)
     for i in range(0, len(docs), 16):
-        ids += [t for d in tokenizer.document(docs[i:i + 16]) for t in d]
+        for d in tokenizer.encode_batch(docs[i:i + 16], special=True): ids += [tokenizer.bos_id, *d, tokenizer.eos_id]
         if len(ids) >= max(tokens, length): break
     n = min(len(ids), max(tokens, length))//length
     if not n: raise CodetteError(f"the text to measure on has {len(ids)} tokens: give at least {length}")
@@ -117,7 +118,7 @@ def sensitivity(
     "Measure what every format of every matrix costs; raises `CodetteError` if the checkpoint cannot be exported."
     one_of(method, METHODS, 'method')
     conv = GGUFConverter(checkpoint, tokenizer, 'q8', importance=importance)
-    model = load_model(find_checkpoint(checkpoint))
+    model, _ = open_source(checkpoint).load()
     ids = text_windows(conv.tokenizer, sample_texts() if texts is None else texts, min(256, model.config.context_length), tokens)
     names = {stored_name(k): k for k, _ in model.named_parameters()}
     reference, information = (Reference(model, ids), {}) if method == 'measured' else (None, fisher(model, ids))
