@@ -76,6 +76,26 @@ def test_one_bos(tmp_path):
     path, *_ = folder(tmp_path/'other', template='<|begin|>' + CHATML)
     assert not read_bytepair(path).add_bos and read_bytepair(path).template == '<|begin|>' + CHATML
 
+@pytest.mark.parametrize('bos, template', [(True, '{{ bos_token }}' + CHATML), (True, CHATML), (False, CHATML), (False, '<|begin|>' + CHATML)])
+def test_one_bos_in_the_server(bos, template, tmp_path):
+    "What llama-server makes of a chat has exactly the tokens that `transformers` makes of it, and the <bos> of the tokenizer where it writes one."
+    if llama_library() is None: pytest.skip('needs xllamacpp')
+    import urllib.request
+    from codette_nb.quantize.runtime import LlamaCpp
+    path, _, hf = folder(tmp_path/'hf', bos=bos, template=template)
+    file = convert_checkpoint_to_gguf(path, None, tmp_path/'m.gguf', 'q8')
+    chat = [dict(role='system', content='Be brief.'), dict(role='user', content='hi')]
+    want = hf.apply_chat_template(chat, add_generation_prompt=True)['input_ids']
+    want = want if want[0] == 3 or not bos else [3, *want]
+    with LlamaCpp(file, threads=1) as m:
+        def ask(where, **request):
+            data = json.dumps(request).encode()
+            with urllib.request.urlopen(urllib.request.Request(f'{m.url}{where}', data, {'Content-Type': 'application/json'}), timeout=60) as r: return json.load(r)
+        used = ask('/v1/chat/completions', messages=chat, max_tokens=1)['usage']['prompt_tokens']
+        prompt = ask('/apply-template', messages=chat)['prompt']
+        ids = ask('/tokenize', content=prompt, add_special=True)['tokens']
+    assert used == len(want) and ids == want and want.count(3) == (bos or template != CHATML)
+
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory): return folder(tmp_path_factory.mktemp('hf')/'plain')[0]
 
