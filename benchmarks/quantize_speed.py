@@ -3,7 +3,8 @@
     python benchmarks/quantize_speed.py
     python benchmarks/quantize_speed.py --threads 1 --rows 64 --formats q4_k q6_k --json out.json
 
-`ratio` is C's time divided by ours: the median of the rounds' ratios, in which the two take turns on the same random weights.
+`ratio` is C's time divided by ours: the median of the rounds' ratios, in which the two take turns on the same random weights. It is to be
+at least 1.0 for q8 and q4_0 and at least 0.7 for the K-quants; the exit code says whether it is.
 The last lines are what a newcomer waits for: the first call on a machine, which compiles, and the first call of a later process.
 """
 import argparse, os, statistics, subprocess, sys, tempfile, time
@@ -48,6 +49,8 @@ def waits(names=('q4_k', 'q6_k')):
         (_, first), (imports, later) = ([float(v) for v in run().stdout.split()] for _ in range(2))
     return dict(formats=list(names), import_seconds=imports, first_seconds=first, later_seconds=later)
 
+LIMITS = dict(q8=1., q4_0=1.) | dict.fromkeys(('q2_k', 'q3_k', 'q4_k', 'q5_k', 'q6_k'), .7)
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--formats', nargs='+', default=[f.name for f in FORMATS.values() if f.block > 1], metavar='NAME')
@@ -60,14 +63,18 @@ def main():
     numba.config.NUMBA_NUM_THREADS = a.threads
     rng, rows = np.random.default_rng(0), []
     x, importance = rng.normal(0, .02, (a.rows, 2048)).astype(np.float32), rng.lognormal(0, 1, 2048).astype(np.float32)
-    print(f'{"format":8} {"importance":10} {"Mweights/s":>10} {"C":>8} {"ratio":>6}')
+    print(f'{"format":8} {"importance":10} {"Mweights/s":>10} {"C":>8} {"ratio":>6} {"limit":>6}')
     for f in map(number_format, a.formats):
         for given in (None, importance):
-            rows.append(r := measure(f, x, given, a.threads, a.rounds))
-            print(f"{f.name:8} {'yes' if given is not None else 'no':10} {r['millions_a_second']:10.1f} {r['c_millions_a_second']:8.1f} {r['ratio']:6.2f}"
+            rows.append(r := measure(f, x, given, a.threads, a.rounds) | dict(limit=LIMITS.get(f.name)))
+            low = r['limit'] and r['ratio'] < r['limit']
+            print(f"{f.name:8} {'yes' if given is not None else 'no':10} {r['millions_a_second']:10.1f} {r['c_millions_a_second']:8.1f} {r['ratio']:6.2f} {r['limit'] or '':>6}{'  BELOW' if low else ''}"
                   f"{'' if r['same_bytes'] else '  OTHER BYTES'}", flush=True)
     w = waits()
     print(f"{' and '.join(w['formats'])}: {w['first_seconds']:.1f} s at the first call on a machine, {w['later_seconds']:.2f} s in a later process")
     write_json(Path(a.json), dict(threads=a.threads, rows=a.rows, rounds=a.rounds, results=rows, waits=w))
+    below = [r for r in rows if r['limit'] and r['ratio'] < r['limit'] or not r['same_bytes']]
+    print('all within their limits, all bytes the same' if not below else f'{len(below)} below their limit, or with other bytes')
+    return 1 if below else 0
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': sys.exit(main())

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from ..core import CodetteError, atomic_file, human_bytes, one_of, progress_bar, require_space, text_table
 from .blocks import dequantise, quantise
+from .calibrate import calibrate
 from .filetypes import FILE_TYPES, FileType, file_type
-from .gguf import GGUFConverter, open_source
+from .gguf import GGUFConverter, open_source, tensor_names
 from .reader import read_gguf
 from .verify import compare_logits, exact_settings, in_llama, sample_texts, sequences, torch_logits
 
@@ -67,8 +68,8 @@ class TypeFigures:
     @property
     def measured(self) -> bool: return not self.reason and math.isfinite(self.kl)
     def worst(self, n=10) -> list: # (tensor, error), the largest first
-        "The tensors that lost most."
-        return sorted((self.weighted or self.errors).items(), key=lambda x: -x[1])[:n]
+        "The tensors whose weights lost most."
+        return sorted(self.errors.items(), key=lambda x: -x[1])[:n]
     def to_dict(self) -> dict:
         "Plain values, for JSON; None for what is not known."
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
@@ -192,7 +193,7 @@ def layer_errors(
 ) -> dict: # layer -> error; -1 for what belongs to none, as the embedding
     "Root of the mean squared relative error of each layer's matrices."
     squares = {}
-    for name, e in (f.weighted or f.errors).items():
+    for name, e in f.errors.items():
         m = re.match(r'blk\.(\d+)\.', name)
         squares.setdefault(int(m[1]) if m else -1, []).append(e*e)
     return {k: math.sqrt(sum(v)/len(v)) for k, v in sorted(squares.items())}
@@ -218,10 +219,11 @@ def plot_worst(c, ax, label=None, n=10):
     label = one_of(label, known, 'type') if label else next((k for k in ('q4_k_m', 'q4_0', *known) if k in known), None)
     if label is None: return ax
     f = c.types[label]
-    rows = f.worst(n)[::-1]
-    ax.barh(range(len(rows)), [100*e for _, e in rows], color=_PLAIN[2], height=.7)
+    rows = sorted((f.errors | f.weighted).items(), key=lambda x: x[1])[-n:]
+    ax.barh(range(len(rows)), [100*e for _, e in rows], color=_PLAIN[2], height=.7, label='of the output' if f.weighted else 'of the weights')
+    if f.weighted: ax.plot([100*f.errors[k] for k, _ in rows], range(len(rows)), '|', ms=12, mew=2, color=_PLAIN[1], label='of the weights'); ax.legend(fontsize=7, loc='lower right')
     ax.set_yticks(range(len(rows)), [f"{k.removesuffix('.weight')} · {f.formats.get(k, '')}" for k, _ in rows], fontsize=7)
-    ax.set(xlabel='relative error of the output, %' if f.weighted else 'relative error of the weights, %', title=f'Worst tensors of {label}')
+    ax.set(xlabel='relative error, %', title=f'Worst tensors of {label}')
     return ax
 
 # %% ../../nbs/42a_quantize.compare.ipynb #cm-page
@@ -264,7 +266,7 @@ TypeComparison.plot, TypeComparison.save = plot_comparison, save_comparison
 # %% ../../nbs/42a_quantize.compare.ipynb #cm-ref
 class _Reference:
     "A model, its tokens, PyTorch's logits of them in a file, and its weights in an fp32 file."
-    def __init__(self, checkpoint, tokenizer, texts, tokens, length, folder, tell):
+    def __init__(self, checkpoint, tokenizer, texts, tokens, length, inputs, folder, tell):
         self.checkpoint, self.folder = checkpoint, Path(folder)
         tell('reading the checkpoint')
         conv = GGUFConverter(checkpoint, tokenizer, 'fp32')
@@ -281,11 +283,18 @@ class _Reference:
             tell(f'PyTorch computes {at:,} of {self.tokens:,} tokens')
             self.logits[at:at+len(ids)] = x; at += len(ids)
 
+        self.inputs = inputs if isinstance(inputs, dict) or inputs is False else self.moments(model, tell)
+
+    def moments(self, model, tell, most=2048): # name -> (columns,) mean squares of the inputs
+        tell('measuring what goes into each tensor')
+        some = self.seqs[:next((i + 1 for i in range(len(self.seqs)) if sum(map(len, self.seqs[:i + 1])) >= most), len(self.seqs))]
+        return calibrate(model, some, tensor_names(model.config), gradients=0, quiet=True).importance()
+
     def pairs(self, there): # (PyTorch's, llama.cpp's) logits of each sequence
         return zip(np.split(self.logits, np.cumsum([len(s) for s in self.seqs])[:-1]), there)
 
 # %% ../../nbs/42a_quantize.compare.ipynb #cm-one
-def _measure(ref, label, given, inputs, timeout, tell):
+def _measure(ref, label, given, timeout, tell):
     "One type: written, asked, removed."
     begin, path = time.perf_counter(), ref.folder/'type.gguf'
     f = TypeFigures(label, file_type(given['quantization']).name)
@@ -293,7 +302,7 @@ def _measure(ref, label, given, inputs, timeout, tell):
         tell('writing', 0)
         report = GGUFConverter(ref.checkpoint, ref.tokenizer, **given).write(path, force=True, quiet=True)
         f.calls_itself, f.file_bytes, f.bits_per_weight = report.label, report.file_bytes, report.bits_per_weight
-        errors = tensor_errors(path, ref.exact, inputs)
+        errors = tensor_errors(path, ref.exact, ref.inputs)
         f.errors, f.weighted = {k: e for k, (e, _) in errors.items()}, {k: w for k, (_, w) in errors.items() if w is not None}
         f.formats = {k: t.type.name for k, t in read_gguf(path).tensors.items() if k in errors}
         def told(stage): tell(stage, int((re.findall(r'from token (\d+)', stage) or [0])[0]))
@@ -316,7 +325,7 @@ def compare_types(
     tokenizer=None,  # the one that the model was trained with; None for the one in the folder
     tokens=8192,     # to compare, in all
     length=256,      # most tokens of a sequence
-    inputs=None,     # tensor in GGUF -> (columns,) mean square of its inputs, for errors weighted by them
+    inputs=None,     # tensor in GGUF -> (columns,) mean square of its inputs, for errors weighted by them; None: measured, False: left out
     timeout=600.,    # seconds that llama.cpp may take for one type
     text='',         # what the texts are, in words
     folder=None,     # where to put two exports and the logits for the while; None for the temporary folder
@@ -328,12 +337,12 @@ def compare_types(
     c = TypeComparison(str(checkpoint), left=list(asked), text=text or ('the text given' if texts is not None else "Python's documentation and a chat"))
     with tempfile.TemporaryDirectory(dir=folder) as d, progress_bar(total=1, desc='reading', quiet=quiet, unit=' tokens', unit_scale=True) as bar:
         try:
-            ref = _Reference(checkpoint, tokenizer, sample_texts() if texts is None else list(texts), tokens, length, d, lambda s: tell(s, 0, 0))
+            ref = _Reference(checkpoint, tokenizer, sample_texts() if texts is None else list(texts), tokens, length, inputs, d, lambda s: tell(s, 0, 0))
             c.tokens, c.sequences, bar.total = ref.tokens, len(ref.seqs), ref.tokens*len(asked)
             for i, (label, given) in enumerate(asked.items()):
                 def told(stage, done):
                     bar.set_description(f'{label}: {stage.split(" from ")[0]}', refresh=False); bar.update(max(0, i*ref.tokens + done - bar.n)); tell(f'{label}: {stage}', bar.n, bar.total)
-                c.types[label] = _measure(ref, label, given, inputs, timeout, told)
+                c.types[label] = _measure(ref, label, given, timeout, told)
                 c.left.remove(label)
                 c.perplexity = getattr(ref, 'perplexity', math.nan)
             bar.n = bar.total
