@@ -194,7 +194,19 @@ def spoilt(whole, seed):
         elif at < len(b): b[at] ^= 1 << r.randrange(8)
     return bytes(b), f'seed {seed}'
 
-@pytest.fixture(scope='module', params=['sentencepiece', 'words'])
+def pairs(texts):
+    "Byte-level BPE as others make it."
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from codette_nb.data.bytepair import BytePairTokenizer
+    from codette_nb.data.tokenizer import Piece, PieceType
+    tok, special = Tokenizer(models.BPE()), ['<|bos|>', '<|im_end|>', '<|pad|>']
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    at = {i: t for t, i in tok.get_vocab().items()}
+    pieces = [Piece(at[i], PieceType.CONTROL if at[i] in special else PieceType.NORMAL, 0.) for i in range(len(at))]
+    return BytePairTokenizer(pieces, json.loads(tok.to_str())['model']['merges'], 'gpt-2', dict(bos_id=0, eos_id=1, pad_id=2), template='{% for m in messages %}{{ m.content }}{% endfor %}').pad_to(288) # no filling behind the last tensor
+
+@pytest.fixture(scope='module', params=['sentencepiece', 'words', 'pairs'])
 def whole(request, tmp_path_factory):
     "A small file as this package writes it."
     from codette_nb.data.tokenizer import SentencePieceTokenizer, SimpleTokenizer
@@ -203,9 +215,10 @@ def whole(request, tmp_path_factory):
     from codette_nb.quantize.gguf import convert_checkpoint_to_gguf
     from codette_nb.train.checkpoint import save_checkpoint
     sample = ['The sun rises in the east and sets in the west. ']*20
-    tok = SentencePieceTokenizer(290).fit(sample) if request.param == 'sentencepiece' else SimpleTokenizer(280).fit(sample)
+    tok = pairs(sample) if request.param == 'pairs' else SentencePieceTokenizer(290).fit(sample) if request.param == 'sentencepiece' else SimpleTokenizer(280).fit(sample)
     folder = tmp_path_factory.mktemp(request.param)
-    save_checkpoint(folder/'checkpoint', create_codette_model(TransformerConfig(tok.vocab_size, 32, 32, 1, 2)), tok)
+    other = dict(layout='llama', num_kv_heads=1, tied=False) if request.param == 'pairs' else {}
+    save_checkpoint(folder/'checkpoint', create_codette_model(TransformerConfig(tok.vocab_size, 32, 32, 1, 2, 128, **other)), tok)
     return convert_checkpoint_to_gguf(folder/'checkpoint', None, folder/'whole.gguf', 'q8')
 
 def test_cut_off_anywhere(whole, tmp_path):
