@@ -30,11 +30,15 @@ from .model.transformer import (CustomTransformer, FeedForwardNetwork, MultiHead
 from .pipeline import Recipe, ask_run, experiment_of, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
 from .quantize.blocks import FORMATS, dequantise, number_format, quantise
 from .quantize.compare import compare_types
+from .quantize.calibrate import Statistics, calibrate, calibration_windows
+from .quantize.feedback import quantise_with_feedback
 from .quantize.filetypes import FILE_TYPES, file_type
 from .quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf
+from .quantize.importance import read_importance, write_importance
 from .quantize.ollama import Ollama, deploy, write_modelfile
 from .quantize.reader import GGUFReader, from_gguf, read_gguf
 from .quantize.runtime import LlamaCpp, serve
+from .quantize.sequence import LayerByLayer
 from .quantize.verify import verify_gguf
 from .train.ablation import Ablation, ablate
 from .train.checkpoint import LanguageModel, load, load_checkpoint, save_checkpoint
