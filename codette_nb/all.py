@@ -18,6 +18,7 @@ from .data.shards import Shards, join_shards, write_shards
 from .data.situations import side_by_side
 from .data.sources import ABOUT, FAMILIES, SOURCES
 from .data.teacher import Teacher, teach, teach_async
+from .data.bytepair import BytePairTokenizer, read_bytepair
 from .data.tokenizer import ByteTokenizer, SentencePieceTokenizer, SimpleTokenizer, load_tokenizer, save_tokenizer
 from .data.tools import TOOLS, Workspace, run_tool
 from .evaluate.answers import ask_all
@@ -33,7 +34,7 @@ from .quantize.compare import compare_types
 from .quantize.calibrate import Statistics, calibrate, calibration_windows
 from .quantize.feedback import quantise_with_feedback
 from .quantize.filetypes import FILE_TYPES, file_type
-from .quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf
+from .quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf, open_source
 from .quantize.importance import read_importance, write_importance
 from .quantize.ollama import Ollama, deploy, write_modelfile
 from .quantize.reader import GGUFReader, from_gguf, read_gguf
