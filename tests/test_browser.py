@@ -374,7 +374,7 @@ def test_quantizer_panel(chromium, lab, tmp_path):
         button('Stop').click()
         until(button('Measure all').is_enabled, 60, 'the end')
         if shot := os.environ.get('CODETTE_SHOTS'): # to be looked at
-            page.screenshot(path=f'{shot}/quantizer.png', full_page=True)
+            page.set_viewport_size(dict(width=1300, height=1800)); time.sleep(1); page.screenshot(path=f'{shot}/quantizer.png', full_page=True)
             page.set_viewport_size(dict(width=560, height=1500)); time.sleep(1); page.screenshot(path=f'{shot}/quantizer-narrow.png', full_page=True)
             page.set_viewport_size(dict(width=1300, height=1000))
         run_cell(page, 2)
