@@ -125,6 +125,7 @@ class Source:
         for p in model.parameters(): p.requires_grad_(True)
         return model.to(device), self.tokenizer
 
+# %% ../../nbs/41_quantize.gguf.ipynb #gg-open-source
 def _foreign(folder):
     # whether a folder is one that `transformers` may have written, and this package has not
     folder = Path(folder)
@@ -453,7 +454,8 @@ def convert_checkpoint_to_gguf(
     name='codette',      # what the model is called
     force=False,         # True replaces a file that is already there
     quiet=False,         # True shows no progress
+    **better,            # `importance`, `formats` and `feedback` of `GGUFConverter`
 ) -> Path:
     "Write a checkpoint as GGUF; returns the path of the file. For a report, use `GGUFConverter`."
-    GGUFConverter(checkpoint, tokenizer, quantization, name).write(path, force=force, quiet=quiet)
+    GGUFConverter(checkpoint, tokenizer, quantization, name, **better).write(path, force=force, quiet=quiet)
     return Path(path)
