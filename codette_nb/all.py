@@ -29,11 +29,13 @@ from .model.generate import Sampling, generate, generate_batch, stream, tidy
 from .model.transformer import (CustomTransformer, FeedForwardNetwork, MultiHeadAttention, RoPEPositionalEmbedding, TransformerLayer,
                                           create_codette_model)
 from .pipeline import Recipe, ask_run, experiment_of, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
+from .quantize.allocate import allocate, sensitivity
 from .quantize.blocks import FORMATS, dequantise, number_format, quantise
 from .quantize.compare import compare_types
 from .quantize.calibrate import Statistics, calibrate, calibration_windows
 from .quantize.feedback import quantise_with_feedback
 from .quantize.filetypes import FILE_TYPES, file_type
+from .quantize.finish import finish, finishing
 from .quantize.gguf import GGUFConverter, convert_checkpoint_to_gguf, open_source
 from .quantize.importance import read_importance, write_importance
 from .quantize.ollama import Ollama, deploy, write_modelfile

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURED', 'Recipe', 'planted', 'canary_exposure', 'read_data', 'make_mixer', 'open_part', 'build_split',
            'data_sha256', 'build_tokenizer', 'training_set', 'new_run', 'run_split', 'open_run', 'calibration_texts',
-           'better_rounding', 'best_formats', 'export_run', 'measured_part', 'finish_run', 'measure_run', 'ask_run',
-           'experiment_of', 'Interrupted', 'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan',
+           'better_rounding', 'best_formats', 'export_run', 'measured_part', 'finish_run', 'finish_for', 'measure_run',
+           'ask_run', 'experiment_of', 'Interrupted', 'fit_run', 'next_steps', 'chores_of', 'plan_run', 'beside_plan',
            'quick_train', 'make_recipe', 'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
@@ -31,12 +31,13 @@ from .evaluate.report import Report, read_report, write_model_card, write_report
 from .model.config import TransformerConfig, num_parameters, preset
 from .quantize.allocate import Mix, as_bytes, sensitivity
 from .quantize.filetypes import file_type
+from .quantize.finish import Finished, against, finishing
 from .quantize.calibrate import calibrate, calibration_windows
 from .quantize.gguf import GGUFConverter, open_source, tensor_names
 from .quantize.importance import read_importance
 from .quantize.ollama import go_template, modelfile_of, ollama_name, write_modelfile
 from .quantize.sequence import LayerByLayer
-from .quantize.verify import sample_texts, verify_gguf
+from .quantize.verify import sample_texts, sequences, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
 from .train.config import TrainingConfig
 from .train.experiments import Experiment
@@ -230,6 +231,7 @@ def open_run(
 ): # (trainer, split, recipe)
     "A trainer that stands where the last checkpoint of a run left it; see `run_split`."
     recipe, split = run_split(run, quiet)
+    if 'finish' in read_json(Path(run)/'config.json'): raise CodetteError(f"{run} is the finish of another run: go on with it by codette finish {read_json(Path(run)/'config.json')['finish']['source']['path']} --out {run} --resume")
     folder = latest_checkpoint(run, begin=True) # None: it was killed before its first, and begins again
     tokenizer = load_tokenizer(folder) if folder else build_tokenizer(recipe, split)
     trainer = CodetteTrainer(new_model(recipe.model, recipe.training), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, run, resume=True)
@@ -416,6 +418,48 @@ def finish_run(
     report = read_report(run)
     write_model_card(run, report)
     return report
+
+# %% ../nbs/90_pipeline.ipynb #pi-finish-for
+def finish_for(
+    run,                 # run folder
+    quantization='q4_0', # file type to be trained for
+    out=None,            # run folder of the finish; None for the run's name with the file type behind it
+    steps=100,           # optimizer steps
+    aim='teacher',       # what the model says in full precision, or 'text', the next token
+    resume=False,        # True goes on with the finish in `out`, as it was begun
+    force=False,         # True deletes a run that is there
+    tokens=16_384,       # held-out tokens to measure on
+    quiet=False,         # True prints nothing
+    **changes,           # fields of `TrainingConfig`
+) -> Finished:
+    "Train a run's best model for its file and export it; raises `CodetteError` on bad input, `Interrupted` after Ctrl-C."
+    out = Path(out or f'{str(run).rstrip("/")}-{file_type(quantization).name}')
+    if out.resolve() == Path(run).resolve(): raise CodetteError(f"{out} is the run that is to be finished: give another folder for the finish")
+    if resume:
+        begun = read_json(out/'config.json')
+        if 'finish' not in begun: raise CodetteError(f"{out} is no finish that could be gone on with")
+        quantization, aim, changes = begun['finish']['quantization'], begun['finish']['aim'], begun['training']
+        steps = changes['max_steps']
+    elif not force: check_out(out)
+    recipe, split = run_split(run, quiet)
+    tokenizer = load_checkpoint(run)[1]
+    changes = {k: getattr(recipe.training, k) for k in ('device', 'dtype', 'threads', 'seed')} | dict(compile='none') | changes # so few steps do not pay for compiling
+    trainer = finishing(run, training_set(recipe, split, tokenizer), measured_part(split.held_out), out, quantization, steps, aim, force=force, resume=resume, meta=dict(recipe=asdict(recipe), data_sha256=data_sha256(split)), **changes)
+    if trainer.step < trainer.total_steps: fit_run(trainer, quiet)
+    return _worth(run, out, trainer, quantization, tokenizer, [render(r) for records in measured_part(split.held_out).values() for r in records], tokens, quiet)
+
+def _worth(run, out, trainer, quantization, tokenizer, texts, tokens, quiet):
+    # both files, in llama.cpp, beside the model as it was; the finished one stays
+    model, plain = load_checkpoint(run)[0], out/'plain.unverified.gguf'
+    seqs = sequences(tokenizer, random.Random(0).sample(texts, len(texts)), min(256, model.config.context_length), tokens)
+    export_run(out, quantization=quantization, force=True, quiet=quiet)
+    try:
+        GGUFConverter(run, tokenizer, quantization).write(plain, force=True, quiet=True)
+        before, after = (against(p, model, seqs) for p in (plain, out/'model.gguf'))
+    finally: plain.unlink(missing_ok=True)
+    worth = Finished(str(out), file_type(quantization).name, trainer.step, trainer.elapsed, before, after)
+    if not quiet: print(worth)
+    return worth
 
 # %% ../nbs/90_pipeline.ipynb #pi-measure
 def measure_run(
