@@ -128,7 +128,7 @@ def test_without_a_modelfile(run, tmp_path):
     path.write_bytes(raw)
     assert create_fields(path) == dict(template=OLLAMA_TEMPLATE, parameters=ollama.PARAMETERS | dict(num_ctx=256))
     path.write_bytes(raw.replace(b"'<|im_start|>system", b"'<|IM_START|>system", 1))
-    with pytest.raises(CodetteError, match='a chat template that is not'): create_fields(path)
+    with pytest.raises(CodetteError, match='the chat template is none that is known in the language of Ollama'): create_fields(path)
 
 @pytest.mark.parametrize('text, says', [('FROM ./other.gguf', 'is FROM ./other.gguf'), ('FROM llama3', 'is FROM llama3'), ('FROM ./model.gguf\nADAPTER ./x', 'for adapter'),
                                         ('FROM ./model.gguf\nMESSAGE user hello', 'for user'), ('TEMPLATE x', 'has no FROM line')])
