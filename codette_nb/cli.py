@@ -166,7 +166,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     p = _command(sub, 'export', 'Write the best model of a run as a GGUF file with a Modelfile, and verify it in llama.cpp.',
                  'codette export runs/quick --quantization q8 --out codette-q8.gguf', export)
-    p.add_argument('run', help='run folder or checkpoint folder')
+    p.add_argument('run', help='run folder, checkpoint folder, or the folder of a llama or starcoder2 model that transformers saved')
     p.add_argument('--out', default=None, metavar='FILE', help='file to write (default: model.gguf in the run folder)')
     p.add_argument('--name', default=None, help='what the model is called (default: the name of the run)')
     p.add_argument('--force', action='store_true', help='replace a file that is there')

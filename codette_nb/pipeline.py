@@ -301,7 +301,7 @@ def _run_name(run):
     return read_json(config).get('recipe', {}).get('name', 'codette') if config.is_file() else 'codette'
 
 def export_run(
-    run,                 # run folder or checkpoint folder
+    run,                 # run folder, checkpoint folder, or a folder of `transformers` in one of the two layouts
     path=None,           # file to write; None for `model.gguf` in the run folder
     quantization='fp16', # a file type: 'fp32', 'fp16', 'q8', 'q4_k_m', …
     verify=True,         # False: do not load it in llama.cpp
