@@ -231,7 +231,7 @@ def open_run(
 ): # (trainer, split, recipe)
     "A trainer that stands where the last checkpoint of a run left it; see `run_split`."
     recipe, split = run_split(run, quiet)
-    if 'finish' in read_json(Path(run)/'config.json'): raise CodetteError(f"{run} is the finish of another run: go on with it by codette finish {read_json(Path(run)/'config.json')['finish']['source']['path']} --out {run} --resume")
+    if of := read_json(Path(run)/'config.json').get('finish'): raise CodetteError(f"{run} is the finish of a run: go on with it by codette finish {of['source']['path']} --out {run} --resume")
     folder = latest_checkpoint(run, begin=True) # None: it was killed before its first, and begins again
     tokenizer = load_tokenizer(folder) if folder else build_tokenizer(recipe, split)
     trainer = CodetteTrainer(new_model(recipe.model, recipe.training), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, run, resume=True)
@@ -443,15 +443,17 @@ def finish_for(
     elif not force: check_out(out)
     recipe, split = run_split(run, quiet)
     tokenizer = load_checkpoint(run)[1]
-    changes = {k: getattr(recipe.training, k) for k in ('device', 'dtype', 'threads', 'seed')} | dict(compile='none') | changes # so few steps do not pay for compiling
-    trainer = finishing(run, training_set(recipe, split, tokenizer), measured_part(split.held_out), out, quantization, steps, aim, force=force, resume=resume, meta=dict(recipe=asdict(recipe), data_sha256=data_sha256(split)), **changes)
+    same = {k: getattr(recipe.training, k) for k in ('device', 'dtype', 'threads', 'seed')} | dict(compile='none') # so few steps do not pay for compiling
+    held_out, meta = measured_part(split.held_out), dict(recipe=asdict(recipe), data_sha256=data_sha256(split))
+    trainer = finishing(run, training_set(recipe, split, tokenizer), held_out, out, quantization, steps, aim, force=force, resume=resume, meta=meta, **same | changes)
     if trainer.step < trainer.total_steps: fit_run(trainer, quiet)
-    return _worth(run, out, trainer, quantization, tokenizer, [render(r) for records in measured_part(split.held_out).values() for r in records], tokens, quiet)
+    texts = [render(r) for records in held_out.values() for r in records]
+    seqs = sequences(tokenizer, random.Random(0).sample(texts, len(texts)), min(256, trainer.model.config.context_length), tokens)
+    return _worth(run, out, trainer, quantization, tokenizer, seqs, quiet)
 
-def _worth(run, out, trainer, quantization, tokenizer, texts, tokens, quiet):
+def _worth(run, out, trainer, quantization, tokenizer, seqs, quiet):
     # both files, in llama.cpp, beside the model as it was; the finished one stays
     model, plain = load_checkpoint(run)[0], out/'plain.unverified.gguf'
-    seqs = sequences(tokenizer, random.Random(0).sample(texts, len(texts)), min(256, model.config.context_length), tokens)
     export_run(out, quantization=quantization, force=True, quiet=quiet)
     try:
         GGUFConverter(run, tokenizer, quantization).write(plain, force=True, quiet=True)

@@ -8,7 +8,7 @@ __all__ = ['CANDIDATES', 'METHODS', 'UNITS', 'rounded', 'text_windows', 'Referen
 
 # %% ../../nbs/42b_quantize.allocate.ipynb #al-imports
 import html, math, random, re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import numpy as np, torch
 from ..core import CodetteError, human_bytes, one_of, progress_bar, text_table
 from ..data.records import Record, render
@@ -97,10 +97,11 @@ def fisher(
 CANDIDATES = 'q2_k', 'q3_k', 'q4_k', 'q5_k', 'q6_k', 'q8'
 METHODS = 'estimated', 'measured'
 
-def _costs(t, weight, f, importance, reference, information, name):
+def _costs(t, f, weight, importance, reference, information, name):
     # bytes and nats of one format of a tensor
     other = rounded(weight, f, importance)
-    kl = reference.kl({name: other}) if information is None else .5*(information*(other - weight).square()).sum(dtype=torch.float64).item()
+    if information is None: kl = reference.kl({name: other})
+    else: kl = .5*(information*(other - weight).square()).sum(dtype=torch.float64).item()
     return _whole(t.weights//t.shape[-1]*f.row_bytes(t.shape[-1])), max(0., kl)
 
 def _whole(n): return -(-n//32)*32 # tensors begin at multiples of 32 bytes
@@ -125,8 +126,9 @@ def sensitivity(
     chosen, costs = [t for t in conv.plan if t.format.type.name != 'F32'], {}
     with progress_bar(total=len(chosen), desc='measuring formats', quiet=quiet) as bar:
         for t in chosen:
-            k, fits = names[t.source], {f.name: f for f in (fitting(number_format(c), t.shape[-1]) for c in candidates)}
-            with torch.no_grad(): costs[t.name] = {n: _costs(t, model.get_parameter(k), f, conv.importance.get(t.name), reference, information.get(k), k) for n, f in fits.items()}
+            k, fits = names[t.source], dict.fromkeys(fitting(number_format(c), t.shape[-1]) for c in candidates)
+            about = model.get_parameter(k).detach(), conv.importance.get(t.name), reference, information.get(k), k
+            costs[t.name] = {f.name: _costs(t, f, *about) for f in fits}
             bar.update(1)
     rest = conv.file_bytes - sum(_whole(t.nbytes) for t in chosen)
     return Sensitivity(costs, {t.name: t.shape for t in conv.plan}, conv.facts, rest, ids.numel(), method)
@@ -274,8 +276,8 @@ def choose(self: Sensitivity,
     f = self.frontier
     if (i := f.at(room)) < 0:
         least = self.mix({n: min(c, key=lambda k: c[k][0]) for n, c in self.costs.items()})
-        asked = human_bytes(as_bytes(budget)) if bits is None else f'{bits:g} bits a weight'
-        raise CodetteError(f"{asked} is too little for this model: the smallest file has {least.file_bytes:,} bytes ({human_bytes(least.file_bytes)}), {least.bits:.2f} bits a weight")
+        asked, size = human_bytes(as_bytes(budget)) if bits is None else f'{bits:g} bits a weight', human_bytes(least.file_bytes)
+        raise CodetteError(f"{asked} is too little for this model: the smallest file has {least.file_bytes:,} bytes ({size}), {least.bits:.2f} bits a weight")
     formats = {n: list(c)[k] for (n, c), k in zip(self.costs.items(), f.choices(i))}
     return self.mix(formats, float(f.costs[i] - f.costs[f.at(room + f.slack)]))
 
@@ -289,7 +291,10 @@ def _sensitivity_plot(self, ax=None):
     f = self.frontier
     ax.plot((self.rest + f.sizes)/2**20, f.costs, label='best mix')
     for q in FILE_TYPES:
-        if m := self.file_type(q): ax.plot(m.file_bytes/2**20, m.kl, 'o', color='C1', ms=4); ax.annotate(q, (m.file_bytes/2**20, m.kl), fontsize=7, xytext=(3, 3), textcoords='offset points')
+        if not (m := self.file_type(q)): continue
+        at = m.file_bytes/2**20, m.kl
+        ax.plot(*at, 'o', color='C1', ms=4)
+        ax.annotate(q, at, fontsize=7, xytext=(3, 3), textcoords='offset points')
     ax.set(yscale='log', xlabel='file, MiB', ylabel='expected KL, nats a token', title=f'{self.method} on {self.tokens:,} tokens')
     return ax
 

@@ -151,5 +151,6 @@ class Finished:
         return asdict(self) | dict(ratio=self.ratio)
     def __repr__(self):
         full = f'{self.before.positions:,} tokens; the model itself has a perplexity of {self.before.perplexity:.4g}; {self.steps} steps in {human_time(self.seconds)}'
-        worth = f'KL is x{self.ratio:.2f} of what it was' + ('' if self.after.kl < self.before.kl else ': this finish was not worth it, keep the file of the model as it was')
+        worth = f'KL is x{self.ratio:.2f} of what it was'
+        if self.ratio >= 1: worth += ': this finish was not worth it, keep the file of the model as it was'
         return '\n'.join([text_table(self.rows()), full, worth])
