@@ -176,3 +176,17 @@ def test_types(run, tmp_path):
     (tmp_path/'text.txt').write_text('The wind carries a river near the harbour. '*80)
     code, out, err = codette('types', run, '--types', 'q8', '--tokens', 300, '--data', tmp_path/'text.txt', '--json')
     assert code == 0 and json.loads(out)['types']['q8']['kl'] < .02 and json.loads(out)['text'] == 'text.txt', err
+
+@needs_llama
+def test_types_stopped(run, tmp_path, monkeypatch):
+    "Ctrl-C in the middle: what was measured is printed and drawn, and the exit code says that it is not all."
+    from codette_nb.quantize import compare
+    real, asked = compare.in_llama, []
+    def in_llama(*a, **kw):
+        asked.append(a)
+        if len(asked) > 1: raise KeyboardInterrupt
+        return real(*a, **kw)
+    monkeypatch.setattr(compare, 'in_llama', in_llama)
+    code, out, err = codette('types', run, '--types', 'q8,q4_0,q2_k', '--tokens', 300, '--picture', tmp_path/'types.png')
+    assert code == 130 and 'stopped: q4_0, q2_k not measured' in out and 'Traceback' not in err, (out, err)
+    assert (tmp_path/'types.png').read_bytes()[1:4] == b'PNG' and contents(run)['model.gguf'] == b'GGUF, of yesterday'
