@@ -7,7 +7,7 @@ from codette_nb import __version__
 from codette_nb.data.sources import families
 from codette_nb.quantize.reader import read_gguf
 
-COMMANDS = 'quick-train', 'train', 'shards', 'export', 'eval', 'plan', 'data', 'teach', 'chat', 'inspect', 'types', 'deploy', 'serve'
+COMMANDS = 'quick-train', 'train', 'shards', 'export', 'finish', 'eval', 'plan', 'data', 'teach', 'chat', 'inspect', 'types', 'deploy', 'serve'
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
