@@ -50,7 +50,7 @@ def test_the_comparison_notices(tmp_path, monkeypatch):
     r = verify_gguf(path, tmp_path/'checkpoint', strings=10, tokens=256)
     assert r.status == 'failed' and r.logits.kl > 1e-3
 
-@each
+@pytest.mark.parametrize('layout, kv, tied', [('starcoder2', 0, False), ('starcoder2', 2, True), ('llama', 0, True), ('llama', 2, False)])
 @pytest.mark.parametrize('way', ['adamw', 'muon', 'low memory'])
 def test_training(layout, kv, tied, way):
     "The loss falls, each tensor is trained once, and a resumed run is the uninterrupted one to the bit."
