@@ -90,15 +90,8 @@ def _gguf_commands(sub):
     p.add_argument('--threads', type=int, default=None, metavar='N', help='CPU threads (default: all)')
     p.add_argument('--parallel', type=int, default=1, metavar='N', help='questions that are answered at the same time (default: %(default)s)')
 
-# %% ../nbs/91_cli.ipynb #cli-parser2
-def make_parser() -> argparse.ArgumentParser:
-    "The parser of the `codette` command."
-    parser = argparse.ArgumentParser(prog='codette', formatter_class=argparse.RawDescriptionHelpFormatter,
-        description='Train a language model of your own and run it in llama.cpp and Ollama.',
-        epilog='example:\n  codette quick-train --minutes 5\n  codette chat runs/quick')
-    parser.add_argument('--version', action='version', version=f'codette {__version__}')
-    sub = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-
+# %% ../nbs/91_cli.ipynb #cli-training
+def _training_commands(sub):
     p = _command(sub, 'quick-train', 'Text, tokenizer, model, GGUF file and report within the minutes given.',
                  'codette quick-train --minutes 5 --data notes/:2', quick)
     p.add_argument('--minutes', type=float, default=5., help='for everything (default: %(default)s)')
@@ -134,6 +127,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--workers', type=int, default=None, metavar='N', help='threads that encode (default: one a core)')
     _output_options(p)
 
+# %% ../nbs/91_cli.ipynb #cli-steering
+def _steering_commands(sub):
     p = _command(sub, 'control', 'Change a run that goes on in another process, at its next step.',
                  'codette control runs/train lr 0.5\n  codette control runs/train weights prose=2 tool_use=0\n  codette control runs/train sample \'Once upon a time\'', control)
     p.add_argument('run', help='run folder')
@@ -164,6 +159,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--picture', default=None, metavar='FILE', help='the curve, .png or .svg')
     _set_option(p); _run_options(p, force=False)
 
+# %% ../nbs/91_cli.ipynb #cli-models
+def _model_commands(sub):
     p = _command(sub, 'export', 'Write the best model of a run as a GGUF file with a Modelfile, and verify it in llama.cpp.',
                  'codette export runs/quick --quantization q8 --out codette-q8.gguf', export)
     p.add_argument('run', help='run folder, checkpoint folder, or the folder of a llama or starcoder2 model that transformers saved')
@@ -205,6 +202,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--device', default='auto', help='auto, cpu, cuda or mps (default: %(default)s)')
     _output_options(p)
 
+# %% ../nbs/91_cli.ipynb #cli-texts
+def _text_commands(sub):
     p = _command(sub, 'data', 'Mix training records, tell what the mix holds, write it as JSONL.',
                  'codette data --n 1000 --data notes/:2 --weight tool_use=0.5 --out records.jsonl --picture mix.png', data)
     p.add_argument('--n', type=int, default=1000, help='generated records (default: %(default)s)')
@@ -238,6 +237,15 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--language', default=None, metavar='CODE', help="keep answers in this language only, such as 'en'")
     _output_options(p)
 
+# %% ../nbs/91_cli.ipynb #cli-parser2
+def make_parser() -> argparse.ArgumentParser:
+    "The parser of the `codette` command."
+    parser = argparse.ArgumentParser(prog='codette', formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Train a language model of your own and run it in llama.cpp and Ollama.',
+        epilog='example:\n  codette quick-train --minutes 5\n  codette chat runs/quick')
+    parser.add_argument('--version', action='version', version=f'codette {__version__}')
+    sub = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
+    for commands in (_training_commands, _steering_commands, _model_commands, _text_commands): commands(sub)
     p = _command(sub, 'chat', 'Talk to an exported model in llama.cpp, inside this process.', "codette chat runs/quick\n  codette chat runs/quick 'How many layers do you have?'", chat)
     p.add_argument('run', help='run folder or GGUF file')
     p.add_argument('question', nargs='?', default=None, help='one question; without it, a conversation until Ctrl-D')
