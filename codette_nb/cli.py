@@ -106,6 +106,7 @@ def _training_commands(sub):
     p.add_argument('--batch', type=int, default=None, help="windows to a batch (default: the size's own)")
     p.add_argument('--context', type=int, default=None, help="tokens the model looks at (default: the size's own)")
     p.add_argument('--vocab', type=int, default=None, help="pieces of the tokenizer, which the text must be able to fill (default: the size's own)")
+    p.add_argument('--layout', default='starcoder2', help='starcoder2, or llama: RMSNorm, gated feed-forward network, no biases (default: %(default)s)')
     p.add_argument('--shards', default='', metavar='FOLDER', help='train on what codette shards wrote, in place of samples and data')
     p.add_argument('--resume', action='store_true', help='go on with the run in --out from its last checkpoint; only --steps may be changed')
     p.add_argument('--low-memory', action='store_true', help='weights in bfloat16, updated layer by layer: a quarter of the memory, slower learning; for small and larger')
@@ -314,7 +315,7 @@ def train(
         report = pl.resume_run(args.out, args.quantization, args.verify, args.json, args.steps)
     else:
         recipe = pl.make_recipe(args.size, 500 if args.steps is None else args.steps, _sources(args), args.samples, args.device, args.seed, args.name, args.vocab,
-                                args.context, args.batch, _mix(args), args.shards, args.canaries, **dict(save_every=args.save_every) | _settings(args.set)
+                                args.context, args.batch, _mix(args), args.shards, args.canaries, args.layout, **dict(save_every=args.save_every) | _settings(args.set)
                                 | (dict(low_memory=True) if args.low_memory else {}))
         report = pl.train_run(recipe, args.out, args.quantization, args.verify, args.force, args.json)
     if args.json: _print_json(report.data)

@@ -28,7 +28,7 @@ from .data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from .evaluate.answers import Answers, ask_all
 from .evaluate.metrics import Comparison, NgramModel, compare_baselines, evaluate, memorisation, xz_bits_per_byte
 from .evaluate.report import Report, read_report, write_model_card, write_report
-from .model.config import TransformerConfig, num_parameters, preset
+from .model.config import LAYOUTS, TransformerConfig, num_parameters, preset
 from .quantize.allocate import Mix, as_bytes, sensitivity
 from .quantize.filetypes import file_type
 from .quantize.finish import Finished, against, finishing
@@ -628,10 +628,11 @@ def make_recipe(
     mix: dict|None=None,    # other fields of `Mixing`: weights, temperature, forms …
     shards='',              # folder of a prepared corpus, to train on in place of samples and data
     canaries=False,         # True plants secrets in the training text and reports how well the model knows them
+    layout='starcoder2',    # or 'llama'
     **changes,           # fields of `TrainingConfig`
 ) -> Recipe:
     "The recipe of a run of so many steps: laptop settings for `nano` to `mini`, the defaults asked for above."
-    config = preset(size)
+    config = preset(size, layout=one_of(layout, list(LAYOUTS), 'layout'))
     laptop = size in LAPTOP
     own_context, own_batch = LAPTOP.get(size, (config.context_length, TrainingConfig.batch_size))
     config = replace(config, vocab_size=config.vocab_size if vocab is None else vocab, context_length=own_context if context is None else context)
