@@ -290,10 +290,11 @@ def _settings(pairs):
     # fields of `TrainingConfig` from FIELD=VALUE
     from dataclasses import fields
     from codette_nb.core import one_of
-    from codette_nb.train.config import TrainingConfig
+    from codette_nb.train.config import CHOICES, TrainingConfig
     if wrong := next((p for p in pairs if '=' not in p), None): raise CodetteError(f"--set {wrong}: write FIELD=VALUE, as in lr=0.003")
     if twice := next((k for k in ('device', 'seed') if any(p.startswith(f'{k}=') for p in pairs)), None): raise CodetteError(f"--set {twice}: there is --{twice} for that")
-    return {one_of(k, [f.name for f in fields(TrainingConfig)], 'field'): _value(v) for k, v in (p.split('=', 1) for p in pairs)}
+    value = lambda k, v: v if v in CHOICES.get(k, ()) else _value(v) # 'none' is a word there
+    return {one_of(k, [f.name for f in fields(TrainingConfig)], 'field'): value(k, v) for k, v in (p.split('=', 1) for p in pairs)}
 
 def quick(
     args, # parsed arguments

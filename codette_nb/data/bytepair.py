@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QWEN2', 'PRE', 'STEPS', 'ENDS', 'LONGEST', 'MOST_PAIRS', 'NO_BOS', 'pre_name', 'check_added', 'BytePairTokenizer',
-           'check_template', 'read_bytepair']
+           'with_one_bos', 'read_bytepair']
 
 # %% ../../nbs/14b_data.bytepair.ipynb #bp-imports
 import json, re
@@ -192,7 +192,7 @@ def _template(folder):
 # %% ../../nbs/14b_data.bytepair.ipynb #bp-template
 NO_BOS = "{%- set bos_token = '' -%}"
 
-def check_template(
+def with_one_bos(
     template,    # Jinja, or None
     bos='',      # text of the piece that begins a text
     add_bos=True,# whether the tokenizer writes it
@@ -225,7 +225,7 @@ def read_bytepair(
         texts[k] = texts[k] or put
     ids = {f'{k}_id': at.get(t) for k, t in texts.items()}
     if ids['bos_id'] is None and before is None: ids['bos_id'] = ids['eos_id'] # never written, but llama.cpp would choose one of its own
-    template = check_template(_template(folder), texts['bos'] or '', before is not None)
+    template = with_one_bos(_template(folder), texts['bos'] or '', before is not None)
     size = read_json(folder/'tokenizer_config.json').get('codette_size', 0) if (folder/'tokenizer_config.json').is_file() else 0
     return BytePairTokenizer(pieces, merges, pre, ids, before is not None, behind is not None, template).pad_to(size)
 
