@@ -3,7 +3,8 @@
     python benchmarks/chat_speed.py                       # a model of random weights
     python benchmarks/chat_speed.py runs/quick/model.gguf --tokens 200 --json out.json
 
-Ours is the code that the command runs: `LlamaCpp.chat`, streamed piece by piece in this process. Theirs is llama-server, as
+Ours is the code that the command runs: `LlamaCpp.chat`, streamed piece by piece, in a process that has imported no more than the
+command does (with PyTorch beside it, llama.cpp is a tenth slower or more). Theirs is llama-server, as
 `codette serve` starts it in a process of its own, asked through `/completion` for the same prompt, not streamed: the server's own
 speed without anybody reading along. Both decode greedily, so both must say the same; they take turns, and the ratio is of the
 medians. Seconds are those on the clock, from asking to the last piece; the prompt is in the cache of both after a first turn.
@@ -13,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from codette_nb.core import text_table, write_json
 from codette_nb.data.records import render_chat
-from codette_nb.quantize.gguf import GGUFConverter
 from codette_nb.quantize.reader import find_gguf, read_gguf
 from codette_nb.quantize.runtime import LlamaCpp
 
@@ -22,6 +22,7 @@ QUESTION = 'A stone falls from a bridge that is twenty metres high. How long doe
 def random_file(folder, size, quantization):
     "A model of random weights, which says nothing sensible at the usual speed."
     import torch
+    from codette_nb.quantize.gguf import GGUFConverter
     from codette_nb.data.tokenizer import ByteTokenizer
     from codette_nb.model.config import preset
     from codette_nb.model.transformer import create_codette_model
@@ -46,7 +47,23 @@ def theirs(url, prompt, tokens):
     with urllib.request.urlopen(request, timeout=600) as f: answer = json.load(f)
     return time.perf_counter() - t, answer['content'], answer['tokens_predicted'], answer['timings']['predicted_per_second']
 
-def ours(model, tokens):
+@contextmanager
+def chatting(path, threads):
+    "A process that answers as `codette chat` does."
+    p = subprocess.Popen([sys.executable, __file__, '--answer', str(path), str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try: yield p
+    finally: p.stdin.close(); p.wait(20)
+
+def ours(p, tokens):
+    print(tokens, file=p.stdin, flush=True)
+    return json.loads(p.stdout.readline())
+
+def answer(path, threads):
+    "Answer once for each line of standard input, which says how many tokens."
+    with LlamaCpp(path, threads=int(threads)) as model:
+        for line in sys.stdin: print(json.dumps(timed(model, int(line))), flush=True)
+
+def timed(model, tokens):
     t, first, pieces = time.perf_counter(), None, []
     for piece in model.chat([{'role': 'user', 'content': QUESTION}], max_tokens=tokens, temperature=0):
         if first is None: first = time.perf_counter() - t
@@ -67,7 +84,7 @@ def main():
         path = find_gguf(a.model) if a.model else random_file(Path(d), a.size, a.quantization)
         r = read_gguf(path)
         prompt, turns = render_chat([{'role': 'user', 'content': QUESTION}], add_generation_prompt=True), []
-        with server(path, a.threads) as url, LlamaCpp(path, threads=a.threads) as model:
+        with server(path, a.threads) as url, chatting(path, a.threads) as model:
             _, there, n, _ = theirs(url, prompt, a.tokens)
             _, here, _ = ours(model, a.tokens)
             if there.strip() != here.strip(): sys.exit(f'they do not say the same, so speeds cannot be compared:\n{there!r}\n{here!r}')
@@ -86,4 +103,4 @@ def main():
     write_json(Path(a.json), dict(model=r.summary(), file=Path(path).name, tokens=n, threads=a.threads, rounds=turns, median=median, ratio=ratio, limit=.95, within=within))
     return 0 if within else 1
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__': sys.exit(answer(*sys.argv[2:]) if sys.argv[1:2] == ['--answer'] else main())

@@ -54,11 +54,12 @@ class Choice:
     threads: int  # of the CPU
     compile: str  # 'none' or 'layers'
     timings: dict = field(default_factory=dict) # what was tried → milliseconds for a slice of a step
+    note: str = ''                              # what could not be tried, and why
 
     def __str__(self):
         said = ', '.join(f'{k} {v:.0f} ms' for k, v in self.timings.items())
         compiled = ', layers compiled' if self.compile == 'layers' else ''
-        return f"{self.device}, {self.dtype}, {self.threads} thread{'s'*(self.threads > 1)}{compiled}" + f' (a slice of a step: {said})'*bool(said)
+        return f"{self.device}, {self.dtype}, {self.threads} thread{'s'*(self.threads > 1)}{compiled}" + f' (a slice of a step: {said})'*bool(said) + f'; {self.note}'*bool(self.note)
 
     def _repr_html_(self): return f"<pre>{text_table([['tried', 'ms'], *[[k, f'{v:.0f}'] for k, v in self.timings.items()]])}</pre><p>{self}</p>"
     def to_dict(self) -> dict: return asdict(self)
@@ -73,7 +74,7 @@ def probe(
 ) -> Choice:
     "Device, number format, threads and compiling; raises `CodetteError` if the device asked for is not there."
     device = detect_device().type if training.device == 'auto' else check_device(training.device)
-    tokens, timings, threads = min(2048, training.batch_size*config.context_length), {}, torch.get_num_threads()
+    tokens, timings, threads, note = min(2048, training.batch_size*config.context_length), {}, torch.get_num_threads(), ''
     def timed(name, **kw):
         timings[name] = 1000*step_seconds(config, device=device, tokens=tokens, **kw)[0]
         return timings[name]
@@ -94,9 +95,10 @@ def probe(
             if seconds >= COMPILE_FROM and not training.low_memory and device != 'mps':
                 torch.set_num_threads(best)
                 plain = timings.get(dtype) if best == threads and dtype in timings else timed(dtype, dtype=dtype)
-                if timed(f'{dtype}, compiled', dtype=dtype, compiled=True) < .98*plain: compiled = 'layers'
+                try: compiled = 'layers' if timed(f'{dtype}, compiled', dtype=dtype, compiled=True) < .98*plain else 'none'
+                except RuntimeError as e: note = f"the layers cannot be compiled here: {next(filter(None, str(e).splitlines()), type(e).__name__)[:120]}"
     finally: torch.set_num_threads(threads)
-    return Choice(device, dtype, best, compiled, timings)
+    return Choice(device, dtype, best, compiled, timings, note)
 
 def settle(
     training: TrainingConfig,  # perhaps with 'auto' in it

@@ -1,8 +1,8 @@
 """Every file type of a trained run in llama.cpp, and how well the quantizer panel would have predicted each.
 
     codette quick-train --minutes 30 --out runs/quality
-    python benchmarks/types.py runs/quality
-    python benchmarks/types.py runs/quality --tokens 50000 --picture types.png --json out.json
+    python benchmarks/file_types.py runs/quality
+    python benchmarks/file_types.py runs/quality --tokens 50000 --picture types.png --json out.json
 
 Measured on the held-out text of the run. `predicted / measured` leaves the type itself out and leans on all the others;
 `from q4_0` leans on that one type alone.
