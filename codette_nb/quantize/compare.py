@@ -12,7 +12,7 @@ import base64, html, io, math, re, tempfile, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import numpy as np
-from ..core import CodetteError, atomic_file, human_bytes, one_of, progress_bar, require_space, text_table
+from ..core import CodetteError, atomic_file, html_table, human_bytes, one_of, progress_bar, require_space, text_table
 from .blocks import dequantise, quantise
 from .calibrate import calibrate
 from .filetypes import FILE_TYPES, FileType, file_type
@@ -109,10 +109,8 @@ def _notes(c):
     if c.left: yield f"stopped: {', '.join(c.left)} not measured"
 
 def _comparison_html(c):
-    line = lambda tag, cells: '<tr>' + ''.join(f'<{tag} style="text-align:{"right" if i else "left"}">{html.escape(str(x))}</{tag}>' for i, x in enumerate(cells)) + '</tr>'
     return (f'<p><b>{html.escape(Path(c.checkpoint).name)}</b>: file types in llama.cpp, beside the model in PyTorch</p>'
-            f"<table>{line('th', HEAD)}{''.join(line('td', type_cells(f)) for f in c.types.values())}</table>"
-            + ''.join(f'<p>{html.escape(n)}</p>' for n in _notes(c)))
+            + html_table(HEAD, map(type_cells, c.types.values()), notes=_notes(c)))
 
 # %% ../../nbs/42a_quantize.compare.ipynb #cm-result
 @dataclass(repr=False)

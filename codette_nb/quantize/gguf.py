@@ -15,7 +15,7 @@ from pathlib import Path
 import gguf, jinja2, numpy as np, torch
 from safetensors import SafetensorError, safe_open
 from .. import __version__
-from ..core import CodetteError, atomic_file, human_bytes, human_count, one_of, progress_bar, read_json, require_space
+from ..core import CodetteError, atomic_file, html_table, human_bytes, human_count, one_of, progress_bar, read_json, require_space
 from ..data.bytepair import read_bytepair
 from ..data.records import render_chat
 from ..data.tokenizer import BYTE_ALPHABET, PieceType, load_tokenizer
@@ -314,11 +314,9 @@ def _report_text(r):
     return '\n'.join([f'{Path(r.path).name}: {r.quantization}, {human_bytes(r.file_bytes)}', *rows, *_report_notes(r)])
 
 def _report_html(r):
-    row = lambda t, *v: '<tr>' + ''.join(f'<{t}>{html.escape(str(x))}</{t}>' for x in v) + '</tr>'
-    rows = [row('td', t, v['tensors'], human_count(v['weights']), human_bytes(v['bytes'])) for t, v in r.types.items()]
+    rows = [(t, v['tensors'], human_count(v['weights']), human_bytes(v['bytes'])) for t, v in r.types.items()]
     return (f'<p><b>{html.escape(Path(r.path).name)}</b>: {r.quantization}, {human_bytes(r.file_bytes)}</p>'
-            f"<table>{row('th', 'type', 'tensors', 'weights', 'size')}{''.join(rows)}</table>"
-            + ''.join(f'<p>{html.escape(n)}</p>' for n in _report_notes(r)))
+            + html_table(('type', 'tensors', 'weights', 'size'), rows, notes=_report_notes(r)))
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-report
 @dataclass(repr=False)
