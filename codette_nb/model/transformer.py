@@ -75,8 +75,8 @@ def causal_attention(
     for i in range(0, q_bhtd.shape[2], rows):
         part = scaled[:, :, i:i+rows]
         end = i + part.shape[2]
-        hidden = torch.ones(end - i, end, dtype=torch.bool, device=part.device).triu(i + 1)
-        weights = (part@k_bhtd[:, :, :end].mT).masked_fill_(hidden, -torch.inf).softmax(-1) # summed in float32, stored like q
+        hidden = torch.full((end - i, end), -torch.inf, dtype=part.dtype, device=part.device).triu(i + 1)
+        weights = (part@k_bhtd[:, :, :end].mT).add_(hidden).softmax(-1) # summed in float32, stored like q
         out.append(weights@v_bhtd[:, :, :end])
     return torch.cat(out, 2)
 
@@ -93,9 +93,9 @@ class MultiHeadAttention(nn.Module):
         B, T, C = x_btc.shape
         three = self.q_proj, self.k_proj, self.v_proj
         qkv = F.linear(x_btc, torch.cat([p.weight for p in three]), None if self.q_proj.bias is None else torch.cat([p.bias for p in three]))
-        q, k, v = (y.view(B, T, -1, self.head_size).transpose(1, 2) for y in qkv.split([len(p.weight) for p in three], -1)) # (B, H, T, D) and (B, G, T, D)
-        start = cache.length if cache else 0
-        q, k = rope(q, start), rope(k, start)
+        start, heads = cache.length if cache else 0, [len(p.weight)//self.head_size for p in three] # H, G, G
+        qk, v = qkv.view(B, T, -1, self.head_size).transpose(1, 2).split([sum(heads[:2]), heads[2]], 1)
+        q, k = rope(qk, start).split(heads[:2], 1) # (B, H, T, D) and (B, G, T, D)
         if cache: k, v = cache.extend(self.layer, k, v)
         if self.shared > 1: k, v = (y.repeat_interleave(self.shared, 1) for y in (k, v))
         return self.o_proj(self._attend(q, k.to(q.dtype), v.to(q.dtype), start).transpose(1, 2).reshape(B, T, C))
@@ -159,10 +159,13 @@ class _HeadLoss(torch.autograd.Function):
             h, y = h_nc[i:i+rows].to(dtype), targets_n[i:i+rows]
             counts = y >= 0
             y = y.clamp(min=0)[:, None]
-            p_nv = torch.log_softmax(h@w.T, -1, dtype=torch.float32)
-            total -= p_nv.gather(1, y)[counts].sum()
+            z_nv = h@w.T
+            p_nv = z_nv.softmax(-1, dtype=torch.float32)
+            log_sum = z_nv.amax(-1).float() - p_nv.amax(-1).log() # the largest probability is never too small for its logarithm
+            total += (log_sum - z_nv.gather(1, y)[:, 0].float())[counts].sum()
             if not any(ctx.needs_input_grad): continue
-            p_nv.exp_().scatter_add_(1, y, p_nv.new_full((len(y), 1), -1.)).mul_(counts[:, None]) # now the logits' gradient
+            p_nv.scatter_add_(1, y, p_nv.new_full((len(y), 1), -1.)) # now the logits' gradient
+            if not counts.all(): p_nv.mul_(counts[:, None])
             g = p_nv.to(dtype)
             dh[i:i+rows] = g@w
             dw += g.T@h
