@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'Generated', 'Rereading', 'shares', 'portions', 'Mixing', 'factor', 'Split', 'held_out_records', 'divide',
-           'draw_order', 'body', 'MixReport', 'plot_report', 'save_report', 'met_in', 'report_on', 'with_workers',
-           'in_forms', 'Mixer', 'CodetteTrainingDataset']
+           'draw_order', 'body', 'MixReport', 'plot_report', 'save_report', 'met_in', 'report_on', 'KeptAside',
+           'Portioned', 'with_workers', 'in_forms', 'Mixer', 'CodetteTrainingDataset']
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-imports
 import math, random, re
@@ -390,6 +390,81 @@ def report_on(
     lengths = {k: [_bytes([t]) for _, t in pairs[::max(1, len(pairs)//1000)]] for k, pairs in by_source.items()}
     return MixReport(rows, categories, sets, runs, memory, list(dropped), lengths)
 
+# %% ../../nbs/13_data.mixer.ipynb #mix-aside
+class KeptAside:
+    "Settings and corpora, and what is held out of them."
+    def __init__(self,
+        mixing: Mixing|None=None,  # the settings; None for the defaults
+        corpora: dict|None=None,   # name to records of the user's own, or a `Corpus`
+        about: dict|None=None,     # facts about the model that is to be trained; None for those of no model in particular
+    ):
+        self.mixing, self.corpora, self.about = mixing or Mixing(), dict(corpora or {}), check_about(about or ABOUT)
+        if clash := set(SOURCES) & set(self.corpora): raise CodetteError(f"a corpus cannot be called {', '.join(sorted(clash))}: that is a generated source")
+        for k in [*self.mixing.weights, *self.mixing.curriculum]: one_of(k, [*SOURCES, *self.corpora], 'source')
+        self.names = [k for k in [*(SOURCES if self.mixing.samples else ()), *self.corpora] if self.mixing.weights.get(k, 1) > 0]
+        if not self.names and (self.mixing.samples or self.corpora): raise CodetteError("all weights are 0: at least one source must weigh more")
+        if not self.names: raise CodetteError("there is nothing to mix: ask for samples or give a corpus")
+        self._quiet = True
+        self._forget()
+
+    def _forget(self):
+        # what was half done: a cleaner that has met a text once drops it the second time
+        for k in ('_parts', 'sources', 'sizes'): vars(self).pop(k, None)
+        self.cleaner, self._split = Cleaner(self.mixing.cleaning), None
+
+    @cached_property
+    def _parts(self):
+        # training part of each corpus, and the held-out sets
+        self.cleaner = Cleaner(self.mixing.cleaning)
+        m, generated, training, sets = self.mixing, [k for k in self.names if k in SOURCES], {}, {}
+        if generated:
+            sets = {name: held_out_records(generated, m, self.about, unseen) for name, unseen in (('seen families', False), ('unseen families', True))}
+        for k in self.names:
+            if k in SOURCES: continue
+            if k in sets: raise CodetteError(f"there is a held-out set called {k!r} already: give the corpus another name")
+            training[k], sets[k] = divide(k, self.corpora[k], m, self.cleaner, self._quiet)
+        return training, sets
+
+    @property
+    def held_out(self) -> dict:
+        "Name to held-out records."
+        return self._parts[1]
+
+# %% ../../nbs/13_data.mixer.ipynb #mix-sizes
+class Portioned(KeptAside):
+    "Sources without what is held out, and how much of each is read."
+    @cached_property
+    def sources(self) -> dict:
+        "Name to `Generated` or `Rereading`, without what is held out."
+        m, unseen = self.mixing, [f.name for f in FAMILIES.values() if f.held_out]
+        known = HeldOut((r for records in self.held_out.values() for r in records), families=unseen)
+        self.cleaner.held_out = known
+        compared = lambda k, records: progress_bar(records, desc=f'comparing {k}', quiet=self._quiet)
+        fresh = {k: [r for r in compared(k, records) if not self.cleaner.leaks(r)] for k, records in self._parts[0].items()}
+        for k, records in fresh.items():
+            if not records: raise CodetteError(f"of the corpus {k!r} nothing is left to train on ({self.cleaner.account.reasons()}): give more text")
+        return {k: Generated(k, m.seed, self.about, avoid=frozenset(known.groups)) if k in SOURCES else Rereading(k, fresh[k], m.seed) for k in self.names}
+
+    @cached_property
+    def sizes(self) -> dict:
+        "Name to records and bytes of one reading; the length of generated records is estimated from fifty of each source."
+        size = lambda records: _bytes(map(render, records))
+        def one(k, s):
+            if k not in SOURCES: return len(s.records), size(s.records)
+            n = shares(self.mixing.samples, SOURCES)[k]
+            return n, n*size(s.at(i) for i in range(50))/50
+        return {k: one(k, s) for k, s in self.sources.items()}
+
+    def counts(self,
+        weights: dict|None=None, # source to weight, to try others; None for those of the settings
+        temperature: float|None=None, # to try another; None for that of the settings
+    ) -> dict:
+        "How many records are drawn of each source, each reading of a document counted; a source of which none is drawn is left out."
+        m, weights = self.mixing, self.mixing.weights if weights is None else weights
+        temperature = m.temperature if temperature is None else temperature
+        read = portions({k: b for k, (_, b) in self.sizes.items()}, weights, temperature, {k: m.max_epochs for k in self.sizes if k not in SOURCES})
+        return {k: n for k, (records, size) in self.sizes.items() if (n := round(records*read[k]/max(size, 1)))}
+
 # %% ../../nbs/13_data.mixer.ipynb #mix-workers
 _made = {}  # in a worker: the generated sources
 
@@ -432,77 +507,8 @@ def in_forms(
         for i in range(len(names)): yield from (f[i] for f in each if i < len(f))
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-mixer
-class Mixer:
+class Mixer(Portioned):
     "Generated sources and corpora, mixed. `cleaner.account` tells what was dropped."
-    def __init__(self,
-        mixing: Mixing|None=None,  # the settings; None for the defaults
-        corpora: dict|None=None,   # name to records of the user's own, or a `Corpus`
-        about: dict|None=None,     # facts about the model that is to be trained; None for those of no model in particular
-    ):
-        self.mixing, self.corpora, self.about = mixing or Mixing(), dict(corpora or {}), check_about(about or ABOUT)
-        if clash := set(SOURCES) & set(self.corpora): raise CodetteError(f"a corpus cannot be called {', '.join(sorted(clash))}: that is a generated source")
-        for k in [*self.mixing.weights, *self.mixing.curriculum]: one_of(k, [*SOURCES, *self.corpora], 'source')
-        self.names = [k for k in [*(SOURCES if self.mixing.samples else ()), *self.corpora] if self.mixing.weights.get(k, 1) > 0]
-        if not self.names and (self.mixing.samples or self.corpora): raise CodetteError("all weights are 0: at least one source must weigh more")
-        if not self.names: raise CodetteError("there is nothing to mix: ask for samples or give a corpus")
-        self._quiet = True
-        self._forget()
-
-    def _forget(self):
-        # what was half done: a cleaner that has met a text once drops it the second time
-        for k in ('_parts', 'sources', 'sizes'): vars(self).pop(k, None)
-        self.cleaner, self._split = Cleaner(self.mixing.cleaning), None
-
-    @cached_property
-    def _parts(self):
-        # training part of each corpus, and the held-out sets
-        self.cleaner = Cleaner(self.mixing.cleaning)
-        m, generated, training, sets = self.mixing, [k for k in self.names if k in SOURCES], {}, {}
-        if generated:
-            sets = {name: held_out_records(generated, m, self.about, unseen) for name, unseen in (('seen families', False), ('unseen families', True))}
-        for k in self.names:
-            if k in SOURCES: continue
-            if k in sets: raise CodetteError(f"there is a held-out set called {k!r} already: give the corpus another name")
-            training[k], sets[k] = divide(k, self.corpora[k], m, self.cleaner, self._quiet)
-        return training, sets
-
-    @property
-    def held_out(self) -> dict:
-        "Name to held-out records."
-        return self._parts[1]
-
-    @cached_property
-    def sources(self) -> dict:
-        "Name to `Generated` or `Rereading`, without what is held out."
-        m, unseen = self.mixing, [f.name for f in FAMILIES.values() if f.held_out]
-        known = HeldOut((r for records in self.held_out.values() for r in records), families=unseen)
-        self.cleaner.held_out = known
-        compared = lambda k, records: progress_bar(records, desc=f'comparing {k}', quiet=self._quiet)
-        fresh = {k: [r for r in compared(k, records) if not self.cleaner.leaks(r)] for k, records in self._parts[0].items()}
-        for k, records in fresh.items():
-            if not records: raise CodetteError(f"of the corpus {k!r} nothing is left to train on ({self.cleaner.account.reasons()}): give more text")
-        return {k: Generated(k, m.seed, self.about, avoid=frozenset(known.groups)) if k in SOURCES else Rereading(k, fresh[k], m.seed) for k in self.names}
-
-    @cached_property
-    def sizes(self) -> dict:
-        "Name to records and bytes of one reading; the length of generated records is estimated from fifty of each source."
-        size = lambda records: _bytes(map(render, records))
-        def one(k, s):
-            if k not in SOURCES: return len(s.records), size(s.records)
-            n = shares(self.mixing.samples, SOURCES)[k]
-            return n, n*size(s.at(i) for i in range(50))/50
-        return {k: one(k, s) for k, s in self.sources.items()}
-
-    def counts(self,
-        weights: dict|None=None, # source to weight, to try others; None for those of the settings
-        temperature: float|None=None, # to try another; None for that of the settings
-    ) -> dict:
-        "How many records are drawn of each source, each reading of a document counted; a source of which none is drawn is left out."
-        m, weights = self.mixing, self.mixing.weights if weights is None else weights
-        temperature = m.temperature if temperature is None else temperature
-        read = portions({k: b for k, (_, b) in self.sizes.items()}, weights, temperature, {k: m.max_epochs for k in self.sizes if k not in SOURCES})
-        return {k: n for k, (records, size) in self.sizes.items() if (n := round(records*read[k]/max(size, 1)))}
-
     def order(self):
         "Yield (source, number) for every record of the mix."
         limits = {k: self.mixing.max_epochs*n for k, (n, _) in self.sizes.items() if k not in SOURCES}
