@@ -19,6 +19,7 @@ from .data.situations import side_by_side
 from .data.sources import ABOUT, FAMILIES, SOURCES
 from .data.teacher import Teacher, teach, teach_async
 from .data.bytepair import BytePairTokenizer, read_bytepair
+from .data.sentencepieces import PieceTokenizer, read_foreign
 from .data.tokenizer import ByteTokenizer, SentencePieceTokenizer, SimpleTokenizer, load_tokenizer, save_tokenizer
 from .data.tools import TOOLS, Workspace, run_tool
 from .evaluate.answers import ask_all

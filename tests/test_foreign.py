@@ -31,16 +31,34 @@ def tokenizer(pre, bos=False):
 
 def folder(path, pre='gpt-2', layout='llama', kv=2, tied=False, bos=False, shards=False, template=CHATML):
     "A model of random weights, saved by `transformers`."
-    torch.manual_seed(0)
     tok = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer(pre, bos), bos_token='<|begin|>' if bos else None, eos_token='<|im_end|>', pad_token='<|endoftext|>', chat_template=template)
+    model = weights(path, layout, kv, tied, shards)
+    tok.save_pretrained(path)
+    return path, model, tok
+
+def weights(path, layout='llama', kv=2, tied=False, shards=False):
+    "The model of such a folder, without a tokenizer."
+    torch.manual_seed(0)
     kind, config = dict(llama=(transformers.LlamaForCausalLM, transformers.LlamaConfig), starcoder2=(transformers.Starcoder2ForCausalLM, transformers.Starcoder2Config))[layout]
     model = kind(config(vocab_size=928, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=kv, max_position_embeddings=128,
                         tie_word_embeddings=tied, bos_token_id=None, eos_token_id=2, pad_token_id=0)).eval()
     with torch.no_grad():
         for p in model.parameters(): p.add_(torch.randn_like(p)*.1)
     model.save_pretrained(path, **(dict(max_shard_size='200KB') if shards else {}))
-    tok.save_pretrained(path)
-    return path, model, tok
+    return model
+
+LLAMA2 = dict(model_type='bpe', vocab_size=900, byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False, split_digits=True, allow_whitespace_only_pieces=True)
+INST = ("{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}")
+
+def pieces_folder(path, config={}, model={}, **options):
+    "The same with a tokenizer.model that SentencePiece trains with these options; and the library's own reading of it."
+    import io, sentencepiece as spm
+    out = io.BytesIO()
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(sample_texts()), model_writer=out, minloglevel=2, num_threads=1, **LLAMA2 | options)
+    theirs = weights(path, **model)
+    (path/'tokenizer.model').write_bytes(out.getvalue())
+    write_json(path/'tokenizer_config.json', dict(tokenizer_class='LlamaTokenizer') | config)
+    return path, theirs, spm.SentencePieceProcessor(model_proto=out.getvalue())
 
 @pytest.mark.parametrize('pre, layout, kv, tied, bos, shards', [('gpt-2', 'llama', 2, False, True, True), ('smollm', 'starcoder2', 1, True, False, False),
                                                                ('qwen2', 'llama', 4, True, False, False), ('dbrx', 'llama', 1, False, True, False), ('llama-bpe', 'starcoder2', 4, False, True, True)])
@@ -65,6 +83,42 @@ def test_whole(pre, layout, kv, tied, bos, shards, tmp_path):
     if llama_library() is None: pytest.skip('needs xllamacpp')
     r = verify_gguf(file, path, strings=3000, tokens=512)
     assert r.passed and r.strings == 3000 and r.logits.kl <= 1e-4 and not r.token_differences, r
+
+ADDED = {'900': dict(content='<|im_start|>', special=True), '901': dict(content='<|im_end|>', special=True), '903': dict(content='<tool_call>', special=False)}
+
+@pytest.mark.parametrize('config, model, options', [
+    (dict(chat_template=INST), dict(kv=1), {}),                                                                                           # as Llama 2 has it
+    (dict(add_bos_token=False, add_eos_token=True), dict(layout='starcoder2', tied=True), dict(add_dummy_prefix=False, split_digits=False, user_defined_symbols=['<tool_call>', '<tool>', '\t\t'], control_symbols=['<|im_end|>', '<pad>'])),
+    (dict(added_tokens_decoder=ADDED, eos_token='<|im_end|>', chat_template=CHATML), dict(shards=True), dict(bos_id=3, eos_id=5, unk_id=1, pad_id=0, split_by_whitespace=False, byte_fallback=True))])
+def test_sentencepiece(config, model, options, tmp_path):
+    "A tokenizer.model: tokens in 3,000 hostile strings as SentencePiece cuts them and as llama.cpp does, logits, and the way back."
+    path, theirs, sp = pieces_folder(tmp_path/'hf', config, model, **options)
+    file = convert_checkpoint_to_gguf(path, None, tmp_path/'m.gguf', 'fp32')
+    about, (_, tok) = read_gguf(file).metadata, open_source(path).load()
+    assert about['tokenizer.ggml.model'] == 'llama' and about['tokenizer.ggml.add_space_prefix'] == options.get('add_dummy_prefix', True) and about['tokenizer.ggml.remove_extra_whitespaces'] is False
+    assert about['tokenizer.ggml.add_bos_token'] == config.get('add_bos_token', True) and about['tokenizer.ggml.add_eos_token'] == config.get('add_eos_token', False)
+    eos = 901 if 'eos_token' in config else sp.eos_id()
+    assert (about['tokenizer.ggml.bos_token_id'], about['tokenizer.ggml.eos_token_id'], about['tokenizer.ggml.unknown_token_id']) == (sp.bos_id(), eos, sp.unk_id())
+    strings = hostile_strings(3000, texts=sample_texts())
+    alone = [s for s in strings if '<tool_call>' not in s] if 'added_tokens_decoder' in config else strings   # what was added later SentencePiece does not know
+    assert len(alone) > 2000 and tok.encode_batch(alone) == sp.encode(alone)
+    back, read = from_gguf(file)
+    assert read.encode_batch(strings, True) == tok.encode_batch(strings, True) and read.encode_batch(strings) == tok.encode_batch(strings)
+    assert (read.pieces(), read.space_prefix, read.add_bos, read.template) == (tok.pieces(), tok.space_prefix, tok.add_bos, tok.template)
+    save_checkpoint(tmp_path/'again', back, read)                    # to train on
+    assert load_checkpoint(tmp_path/'again')[1].encode_batch(strings[:300], True) == tok.encode_batch(strings[:300], True)
+    if llama_library() is None: pytest.skip('needs xllamacpp')
+    r = verify_gguf(file, path, strings=3000, tokens=512)
+    assert r.passed and r.strings == 3000 and r.logits.kl <= 1e-4 and not r.token_differences, r
+
+@pytest.mark.parametrize('says, options', [
+    ('is of the type unigram (model_type)', dict(model_type='unigram', vocab_size=500)), ("by the rules 'nmt_nfkc' (normalization_rule_name)", dict(normalization_rule_name='nmt_nfkc')),
+    ('drops white space (remove_extra_whitespaces)', dict(remove_extra_whitespaces=True)), ('(byte_fallback)', dict(byte_fallback=False)),
+    ('has pieces that are found first (user_defined_symbols)', dict(user_defined_symbols=['<tool>']))])
+def test_sentencepiece_refused(says, options, tmp_path):
+    path, *_ = pieces_folder(tmp_path/'hf', **options)
+    with pytest.raises(CodetteError) as e: GGUFConverter(path)
+    assert says in str(e.value) and '\n' not in str(e.value)
 
 def test_one_bos(tmp_path):
     "A template that writes <bos> and a tokenizer that does so too make one, not two."
@@ -111,7 +165,7 @@ def changed(plain, to, **files):
     ("stretches its positions ('yarn')", dict(config=lambda d: d | dict(rope_parameters=dict(rope_type='yarn', rope_theta=1e4)))),
     ('changes the text (NFC)', dict(tokenizer=lambda d: d | dict(normalizer=dict(type='NFC')))),
     ('puts a space before each text', dict(tokenizer=lambda d: d | dict(pre_tokenizer=dict(type='ByteLevel', add_prefix_space=True)))),
-    ('only byte-level BPE is read', dict(tokenizer=lambda d: d | dict(model=dict(type='Unigram', vocab=[])))),
+    ('only BPE is read', dict(tokenizer=lambda d: d | dict(model=dict(type='Unigram', vocab=[])))),
     ("has no piece for byte 65, 'A'", dict(tokenizer=lambda d: d | dict(model=d['model'] | dict(merges=[], vocab={('ĀĀ' if k == 'A' else k): i for k, i in d['model']['vocab'].items()})))),
     ('the chat template does not render', dict(tokenizer_config=lambda d: d | dict(chat_template='{{ messages[0].nothing.of_it }}'))),
     ('is not a tokenizer', dict(tokenizer=lambda d: d | dict(model=dict(type='BPE')))),
@@ -138,7 +192,7 @@ def test_damaged_folders(plain, tmp_path):
     write_json(path/'model.safetensors.index.json', dict(weight_map={'a': 'missing.safetensors'}))
     assert 'missing.safetensors is damaged' in says(path)
     path = changed(plain, tmp_path/'no-tokenizer'); (path/'tokenizer.json').unlink()
-    assert 'has no tokenizer.json' in says(path)
+    assert 'has no tokenizer.json and no tokenizer.model' in says(path)
     path = changed(plain, tmp_path/'half'); write_json(path/'tokenizer_config.json', dict(codette_kind='bytes'))
     assert 'was not written to the end' in says(path)         # one of ours that broke off
 

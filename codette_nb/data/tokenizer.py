@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'TURN', 'END_OF_TURN', 'RESERVED', 'TAGS', 'FIRST_BYTE', 'FIRST_FREE', 'SPLIT',
            'BYTE_ALPHABET', 'TOKENIZERS', 'PieceType', 'Piece', 'Tokenizer', 'reserved_pieces', 'unused_pieces',
-           'ByteTokenizer', 'SimpleTokenizer', 'SentencePieceTokenizer', 'save_tokenizer', 'load_tokenizer']
+           'ByteTokenizer', 'SimpleTokenizer', 'model_proto', 'SentencePieceTokenizer', 'save_tokenizer',
+           'load_tokenizer']
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-imports
-import io, json, re
+import io, json, re, struct
 from collections import Counter
 from dataclasses import dataclass
 from enum import IntEnum
@@ -41,6 +42,7 @@ class Tokenizer:
     kind = ''                               # 'sentencepiece', 'bytes' or 'words'
     pad_id, bos_id, eos_id, unk_id, turn_id, eot_id = range(6)
     add_bos, add_eos, template = True, False, CHAT_TEMPLATE # what begins and ends a text, and how a chat is written
+    space_prefix = False                    # whether a text is read as if a space stood before it
 
     def __init__(self): self._bytes = None
 
@@ -59,10 +61,15 @@ class Tokenizer:
         special=False,  # see `encode`
     ) -> list[list[int]]:
         "Token ids of several texts."
-        if not special: return self._encode_plain(list(texts))
-        parts = [_CONTROL_RE.split(t) for t in texts]
+        if not (first := self._found_first(special)): return self._encode_plain(list(texts))
+        cut = re.compile('(' + '|'.join(map(re.escape, sorted(first, key=len, reverse=True))) + ')')
+        parts = [cut.split(t) for t in texts]
         plain = iter(self._encode_plain([s for p in parts for s in p[::2]]))
-        return [[i for k, s in enumerate(p) for i in ([RESERVED.index(s)] if k % 2 else next(plain))] for p in parts]
+        return [[i for k, s in enumerate(p) for i in ([first[s]] if k % 2 else next(plain))] for p in parts]
+
+    def _found_first(self, special):
+        # text -> id of the pieces that are looked for before the rest is cut
+        return {t: i for i, t in enumerate(RESERVED) if t != UNK} if special else {}
 
     def decode(self,
         ids,            # token ids, list or 1-D tensor
@@ -222,9 +229,29 @@ def _sentences(texts, chars=1 << 16):
             yield from (plain[i:i+chars] for i in range(0, len(plain), chars))
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-fit
-def _unused_proto(pieces):
-    entries = [b'\x0a' + bytes([len(p.text)]) + p.text.encode() + b'\x15\0\0\0\0\x18\x05' for p in pieces]
-    return b''.join(b'\x0a' + bytes([len(e)]) + e for e in entries)
+def _varint(n):
+    out = bytearray()
+    while n > 127: out.append(n & 127 | 128); n >>= 7
+    return bytes(out) + bytes([n])
+
+def _field(number, value):
+    # one field of a protocol buffer: bytes, a float or a whole number
+    if isinstance(value, bytes): return _varint(number << 3 | 2) + _varint(len(value)) + value
+    if isinstance(value, float): return _varint(number << 3 | 5) + struct.pack('<f', value)
+    return _varint(number << 3) + _varint(value)
+
+def _entries(pieces): return b''.join(_field(1, _field(1, p.text.encode()) + _field(2, float(p.score)) + _field(3, int(p.type))) for p in pieces)
+
+def model_proto(
+    pieces,             # list of `Piece`, one of them for what is unknown
+    ids,                # name -> id of the pieces 'unk', 'bos', 'eos' and 'pad', None where there is none
+    space_prefix=False, # whether a text is read as if a space stood before it
+) -> bytes:             # as in `tokenizer.model`
+    "A SentencePiece model: byte-pair encoding with bytes, no normalisation, white space kept."
+    fields = {name: 40 + i for i, name in enumerate(('unk', 'bos', 'eos', 'pad'))} # of the id; that of the text is five further
+    special = b''.join(_field(k, ids[n]) + _field(k + 5, pieces[ids[n]].text.encode()) for n, k in fields.items() if ids[n] is not None)
+    trainer = _field(3, 2) + _field(4, len(pieces)) + _field(35, 1) + special
+    return _entries(pieces) + _field(2, trainer) + _field(3, _field(1, b'identity') + _field(3, int(space_prefix)) + _field(4, 0) + _field(5, 1))
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-spm
 class SentencePieceTokenizer(Tokenizer):
@@ -289,21 +316,23 @@ class SentencePieceTokenizer(Tokenizer):
     ):
         "Fill the vocabulary with unused pieces, in place; returns self."
         extra = unused_pieces(len(self.pieces()), size)
-        if extra: self._open(self.proto + _unused_proto(extra))
+        if extra: self._open(self.proto + _entries(extra))
         return self
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-save
-def _hf_sentencepiece(tok):
+def _merging(pieces, unk=UNK):
     # the same vocabulary as a `tokenizers` BPE model: merges in the order of the scores
-    from tokenizers import decoders, models, normalizers
-    pieces = tok.pieces()
+    from tokenizers import models
     vocab = {p.text: i for i, p in enumerate(pieces)}
     normal = {p.text for p in pieces if p.type == PieceType.NORMAL}
     ranked = sorted((i for i, p in enumerate(pieces) if p.type == PieceType.NORMAL), key=lambda i: (-pieces[i].score, i))
     merges = [(t[:k], t[k:]) for t in (pieces[i].text for i in ranked) for k in range(1, len(t)) if t[:k] in normal and t[k:] in normal]
-    model = models.BPE(vocab, merges, unk_token=UNK, byte_fallback=True, fuse_unk=False)
+    return models.BPE(vocab, merges, unk_token=unk, byte_fallback=True, fuse_unk=False)
+
+def _hf_sentencepiece(tok):
+    from tokenizers import decoders, normalizers
     decoder = decoders.Sequence([decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse()])
-    return _hf_tokenizer(model, normalizer=normalizers.Replace(' ', '\u2581'), decoder=decoder)
+    return _hf_tokenizer(_merging(tok.pieces()), normalizer=normalizers.Replace(' ', '\u2581'), decoder=decoder)
 
 TOKENIZERS = {} # other kind -> (how it is saved, how it is read), filled by the rooms that have them
 

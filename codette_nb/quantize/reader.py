@@ -16,8 +16,9 @@ from typing import NamedTuple
 import gguf, numpy as np, torch
 from ..core import CodetteError, check_device, human_bytes, human_count, text_table
 from ..data.bytepair import STEPS, BytePairTokenizer
-from ..data.tokenizer import (BYTE_ALPHABET, FIRST_BYTE, FIRST_FREE, ByteTokenizer, Piece, PieceType, SentencePieceTokenizer,
-                                       SimpleTokenizer, reserved_pieces, unused_pieces)
+from ..data.sentencepieces import PieceTokenizer
+from ..data.tokenizer import (BYTE_ALPHABET, FIRST_FREE, RESERVED, ByteTokenizer, Piece, PieceType, SentencePieceTokenizer,
+                                       SimpleTokenizer, model_proto, reserved_pieces, unused_pieces)
 from ..model.config import LAYOUTS, TransformerConfig
 from ..model.transformer import CustomTransformer
 from .gguf import tensor_names, tensor_shapes
@@ -376,28 +377,6 @@ def _state(r, c):
         state[hf.removeprefix('model.')] = w
     return state
 
-# %% ../../nbs/41a_quantize.reader.ipynb #rd-proto
-def _varint(n):
-    out = bytearray()
-    while n > 127: out.append(n & 127 | 128); n >>= 7
-    return bytes(out) + bytes([n])
-
-def _field(number, value):
-    # one field of a protocol buffer: bytes, a float or a whole number
-    if isinstance(value, bytes): return _varint(number << 3 | 2) + _varint(len(value)) + value
-    if isinstance(value, float): return _varint(number << 3 | 5) + struct.pack('<f', value)
-    return _varint(number << 3) + _varint(value)
-
-def _proto(pieces):
-    # a SentencePiece model: pieces; byte-pair encoding with bytes and four ids; no normalisation
-    kind = lambda i, p: PieceType.UNKNOWN if i == SentencePieceTokenizer.unk_id else p.type
-    entries = [_field(1, _field(1, p.text.encode()) + _field(2, p.score) + _field(3, kind(i, p))) for i, p in enumerate(pieces)]
-    t = SentencePieceTokenizer
-    ids = {40: t.unk_id, 41: t.bos_id, 42: t.eos_id, 43: t.pad_id}
-    trainer = _field(3, 2) + _field(4, len(pieces)) + _field(35, 1) + b''.join(
-        _field(k, i) + _field(k + 5, pieces[i].text.encode()) for k, i in ids.items())
-    return b''.join(entries) + _field(2, trainer) + _field(3, _field(1, b'identity') + _field(3, 0) + _field(4, 0) + _field(5, 1))
-
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-pieces
 def _pieces(r, rows):
     # the vocabulary of the file, one piece for each row of the embedding
@@ -419,23 +398,36 @@ def _pieces(r, rows):
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-foreign
 def _foreign(r, why): return CodetteError(f"{r.path} has a tokenizer that this package does not make: {why}")
 
+def _made_of(r, rows):
+    # ids, template and pieces, as the tokenizers of others take them
+    about = lambda k: _said(r, f'tokenizer.ggml.{k}')
+    ids = {f'{k}_id': i for k in ('bos', 'eos', 'pad', 'unk') if isinstance(i := about(f"{'padding' if k == 'pad' else 'unknown' if k == 'unk' else k}_token_id"), int)}
+    if any(not 0 <= i < rows for i in ids.values()): raise _foreign(r, 'it names a piece that is not there')
+    text = r.metadata.get('tokenizer.chat_template')
+    return ids, text if isinstance(text, str) else None, _pieces(r, rows)
+
 def _bytepair(r, rows):
     # byte-level BPE of another maker
     about, merges = lambda k: _said(r, f'tokenizer.ggml.{k}'), r.metadata['tokenizer.ggml.merges']
     if about('pre') not in STEPS: raise _foreign(r, f"it cuts text as {one_line(about('pre'))} does")
     pairs = [tuple(m.split(' ')) for m in merges]
     if any(len(p) != 2 for p in pairs): raise _foreign(r, 'one of its merges is not two texts')
-    ids = {f'{k}_id': i for k in ('bos', 'eos', 'pad', 'unk') if isinstance(i := about(f"{'padding' if k == 'pad' else 'unknown' if k == 'unk' else k}_token_id"), int)}
-    if any(not 0 <= i < rows for i in ids.values()): raise _foreign(r, 'it names a piece that is not there')
-    text = r.metadata.get('tokenizer.chat_template')
-    try: return BytePairTokenizer(_pieces(r, rows), pairs, about('pre'), ids, about('add_bos_token') is True, about('add_eos_token') is True, text if isinstance(text, str) else None)
+    ids, template, pieces = _made_of(r, rows)
+    try: return BytePairTokenizer(pieces, pairs, about('pre'), ids, about('add_bos_token') is True, about('add_eos_token') is True, template)
+    except CodetteError as e: raise _foreign(r, one_line(e, 200)) from e
+
+def _sentencepieces(r, rows):
+    # SentencePiece of another maker; what is not said is as llama.cpp takes it then
+    about = lambda k, otherwise: _said(r, f'tokenizer.ggml.{k}', otherwise)
+    ids, template, pieces = _made_of(r, rows)
+    if (unk := ids.setdefault('unk_id', 0)) < rows: pieces[unk] = Piece(pieces[unk].text, PieceType.UNKNOWN, pieces[unk].score)
+    try: return PieceTokenizer(pieces, dict(bos_id=1, eos_id=2) | ids, about('add_space_prefix', True) is True, about('add_bos_token', True) is True, about('add_eos_token', False) is True, template)
     except CodetteError as e: raise _foreign(r, one_line(e, 200)) from e
 
 def _check_rules(r, spm):
     # whether the file cuts text as the tokenizers here do
     about = lambda k: _said(r, f'tokenizer.ggml.{k}')
     if not spm and about('model') != 'gpt2': raise _foreign(r, f"its kind is {one_line(about('model'))}")
-    if spm and about('add_space_prefix') is not False: raise _foreign(r, 'it adds a space before each text')
     if not spm and about('pre') != 'llama-bpe': raise _foreign(r, f"it cuts text as {one_line(about('pre'))} does")
     for name, there in dict(pad='padding', bos='bos', eos='eos', unk='unknown', eot='eot').items():
         if about(f'{there}_token_id') not in (None, getattr(ByteTokenizer, f'{name}_id')): raise _foreign(r, f'the id of its {there} token is another one')
@@ -443,17 +435,19 @@ def _check_rules(r, spm):
 # %% ../../nbs/41a_quantize.reader.ipynb #rd-tok
 def _rebuilt(r, pieces, words, spm):
     if spm:
-        try: return SentencePieceTokenizer(proto=_proto(pieces))
+        typed = [Piece(p.text, PieceType.UNKNOWN, p.score) if i == SentencePieceTokenizer.unk_id else p for i, p in enumerate(pieces)]
+        try: return SentencePieceTokenizer(proto=model_proto(typed, {k: getattr(SentencePieceTokenizer, f'{k}_id') for k in ('unk', 'bos', 'eos', 'pad')}))
         except CodetteError as e: raise _foreign(r, 'SentencePiece does not take its pieces') from e
     if not set(''.join(words)) <= set(BYTE_ALPHABET): raise _foreign(r, 'it has words that are not spelt in bytes')
     return (SimpleTokenizer if words else ByteTokenizer)(size=len(pieces), words=words)
 
 def _tokenizer(r, rows):
-    # `ByteTokenizer`, `SimpleTokenizer`, `SentencePieceTokenizer` or, with merges, `BytePairTokenizer`
+    # `ByteTokenizer`, `SimpleTokenizer`, `SentencePieceTokenizer`, or one of another maker: with merges `BytePairTokenizer`, else `PieceTokenizer`
     spm, merges = _said(r, 'tokenizer.ggml.model') == 'llama', r.metadata.get('tokenizer.ggml.merges')
     if _said(r, 'tokenizer.ggml.model') == 'gpt2' and isinstance(merges, Texts) and len(merges): return _bytepair(r, rows)
-    _check_rules(r, spm)
     pieces = _pieces(r, rows)
+    if spm and (_said(r, 'tokenizer.ggml.add_space_prefix') is not False or pieces[:len(RESERVED)] != reserved_pieces()[:len(RESERVED)]): return _sentencepieces(r, rows)
+    _check_rules(r, spm)
     bytes_ = [Piece(f'<0x{b:02X}>', PieceType.BYTE, 0.) for b in range(256)] if spm else [Piece(t, PieceType.NORMAL, 0.) for t in BYTE_ALPHABET]
     if pieces[:FIRST_FREE] != reserved_pieces() + bytes_: raise _foreign(r, 'its first pieces are others')
     words = [p for p in pieces[FIRST_FREE:] if p.type == PieceType.NORMAL]

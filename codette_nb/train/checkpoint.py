@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ..core import CodetteError, check_device, atomic_folder, human_bytes, read_json, require_space, write_json
 from ..data.packing import TextDataset
 from ..data.shards import token_dtype, tokenizer_fingerprint
+from ..data import sentencepieces # with it, load_tokenizer knows tokenizers of others too
 from ..data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from ..model.config import from_hf, to_hf
 from ..model.generate import generate, stream
@@ -222,6 +223,9 @@ class _Thread:
         except BaseException: self._failed = True; raise
         save.seconds = time.perf_counter() - begun
 
+# %% ../../nbs/32_train.checkpoint.ipynb #ck-wait
+class _Waited(_Thread):
+    # how a `Saver` ends what it began
     def _raise(self):
         # what went wrong in saves that have ended
         ended = [s for s in self._pending if s.future.done()]
@@ -229,8 +233,24 @@ class _Thread:
         if error: self.settle(); self._pending, self._failed = [], False; raise error
         self._pending = [s for s in self._pending if s not in ended]
 
+    def wait(self):
+        "Return when everything is on disk; raises what went wrong."
+        self.settle()
+        self._raise()
+
+    def settle(self):
+        "Return when nothing is being written any more; what went wrong is raised later."
+        futures.wait([s.future for s in self._pending])
+
+    def __enter__(self): return self
+    def __exit__(self, kind, *_):
+        self.settle() # an error on its way out is not covered by one of the thread
+        try:
+            if kind is None: self._raise()
+        finally: self._pool.shutdown()
+
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-saver
-class Saver(_Thread):
+class Saver(_Waited):
     "Writes checkpoints on a thread of its own, one at a time."
     def __init__(self,
         background: bool|None=None, # True always copies and writes beside training, False never; None where there is memory for the copy
@@ -263,22 +283,6 @@ class Saver(_Thread):
         if at_once or save.note: self.wait()
         save.blocked = time.perf_counter() - begun
         return save
-
-    def wait(self):
-        "Return when everything is on disk; raises what went wrong."
-        self.settle()
-        self._raise()
-
-    def settle(self):
-        "Return when nothing is being written any more; what went wrong is raised later."
-        futures.wait([s.future for s in self._pending])
-
-    def __enter__(self): return self
-    def __exit__(self, kind, *_):
-        self.settle() # an error on its way out is not covered by one of the thread
-        try:
-            if kind is None: self._raise()
-        finally: self._pool.shutdown()
 
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-check
 PICKLES = '.pt', '.pth', '.bin', '.pkl', '.ckpt'
