@@ -150,6 +150,20 @@ def test_one_bos_in_the_server(bos, template, tmp_path):
         ids = ask('/tokenize', content=prompt, add_special=True)['tokens']
     assert used == len(want) and ids == want and want.count(3) == (bos or template != CHATML)
 
+def test_bos_before_every_question(tmp_path):
+    "Llama 2's template writes <s> before each question: llama-server has all of them, and the first one once."
+    if llama_library() is None: pytest.skip('needs xllamacpp')
+    import urllib.request
+    from codette_nb.quantize.runtime import LlamaCpp
+    path, _, sp = pieces_folder(tmp_path/'hf', dict(chat_template=INST))
+    file, tok = convert_checkpoint_to_gguf(path, None, tmp_path/'m.gguf', 'q8'), open_source(path).tokenizer
+    chat = [dict(role=r, content=c) for r, c in (('user', 'hi'), ('assistant', 'ho'), ('user', 'hu'))]
+    with LlamaCpp(file, threads=1) as m:
+        data = json.dumps(dict(messages=chat, max_tokens=1)).encode()
+        with urllib.request.urlopen(urllib.request.Request(f'{m.url}/v1/chat/completions', data, {'Content-Type': 'application/json'}), timeout=60) as r: used = json.load(r)['usage']['prompt_tokens']
+    ids = [i for s in ('<s>', '[INST] hi [/INST] ho ', '</s>', '<s>', '[INST] hu [/INST]') for i in ([sp.piece_to_id(s)] if s in ('<s>', '</s>') else sp.encode(s))]
+    assert ids == tok.encode('<s>[INST] hi [/INST] ho </s><s>[INST] hu [/INST]', special=True) and used == len(ids) and ids.count(tok.bos_id) == 2
+
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory): return folder(tmp_path_factory.mktemp('hf')/'plain')[0]
 

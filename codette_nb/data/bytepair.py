@@ -227,10 +227,13 @@ def with_one_bos(
 ):               # the template, told not to write it where the tokenizer does
     "A chat template that renders, with one `<bos>` in all; raises `CodetteError` if it does not."
     if template is None: return None
-    ask = [{'role': 'user', 'content': 'x'}]
-    try: text = render_chat(ask, add_generation_prompt=True, template=template, bos_token=bos, eos_token='')
+    turns = [{'role': r, 'content': 'x'} for r in ('user', 'assistant', 'user')]
+    said = lambda n: render_chat(turns[:n], add_generation_prompt=True, template=template, bos_token=bos, eos_token='')
+    try: text = said(1)
     except Exception as e: raise CodetteError(f"the chat template does not render: {type(e).__name__}: {e}") from e
-    return NO_BOS + template if add_bos and bos and text.lstrip().startswith(bos) else template
+    if not (add_bos and bos and text.lstrip().startswith(bos)): return template
+    try: return template if said(3).count(bos) > text.count(bos) else NO_BOS + template
+    except Exception: return NO_BOS + template # it knows single questions only
 
 # %% ../../nbs/14b_data.bytepair.ipynb #bp-folder
 def read_bytepair(
