@@ -250,6 +250,7 @@ class Cleaner:
         else: self.account.drop(record, text, why)
         return why is None
 
+# %% ../../nbs/12a_data.cleaning.ipynb #cln-stream
 def clean(
     records,               # stream of `Record`
     cleaner: Cleaner|None=None, # keeps the account; None for one with all rules

@@ -48,8 +48,29 @@ class _Level:
         once, twice = (counts == 1).sum(), (counts == 2).sum()
         self.discount = min(max(once/max(once + 2*twice, 1), .1), .9)  # Ney et al. (1994), kept off 0 and 1
 
+# %% ../../nbs/12b_data.ngrams.ipynb #ngr-backing
+class _Interpolated:
+    # levels: counts of each length; tables: for each length but the first, the numbers of its contexts
+    def _shorter(self, n, context):  # numbers of a context of n tokens and of its ends of n-1 … 0 tokens, shortest first
+        out = [context]
+        for table in self.tables[:n][::-1]: out.insert(0, table[out[0]]//self.V)
+        return out
+
+    def _contexts(self, before):  # numbers of the contexts of 0, 1, … tokens, -1 where one was never seen
+        out = [np.zeros(len(before[0]) if before else 0, np.int64)]
+        for older, table in zip(before, self.tables): out.append(np.where(out[-1] < 0, -1, _find(table, out[-1]*self.V + older)))
+        return out
+
+    def _p(self, contexts, token):  # probability of `token` after contexts of 0, 1, … tokens
+        p = np.full(len(token), 1/self.V)
+        for l, c in zip(self.levels, contexts):
+            i = _find(l.keys, c*self.V + token)
+            seen = np.maximum(np.where(i >= 0, l.counts[i], 0) - l.discount, 0)
+            p = np.where(c >= 0, (seen + l.discount*l.types[c]*p)/l.totals[c], p)
+        return p
+
 # %% ../../nbs/12b_data.ngrams.ipynb #ngr-model
-class NgramModel:
+class NgramModel(_Interpolated):
     "Interpolated Kneser-Ney n-grams over token ids."
     def __init__(self,
         vocab_size: int, # ids are below it
@@ -83,24 +104,6 @@ class NgramModel:
         own = l.keys[np.lexsort((l.keys, -p, l.context))][first] % self.V
         lower = self.levels[n - 1].best[contexts[n - 1]] if n else own
         return np.where(self._p(contexts, lower) > self._p(contexts, own), lower, own)
-
-    def _shorter(self, n, context):  # numbers of a context of n tokens and of its ends of n-1 … 0 tokens, shortest first
-        out = [context]
-        for table in self.tables[:n][::-1]: out.insert(0, table[out[0]]//self.V)
-        return out
-
-    def _contexts(self, before):  # numbers of the contexts of 0, 1, … tokens, -1 where one was never seen
-        out = [np.zeros(len(before[0]) if before else 0, np.int64)]
-        for older, table in zip(before, self.tables): out.append(np.where(out[-1] < 0, -1, _find(table, out[-1]*self.V + older)))
-        return out
-
-    def _p(self, contexts, token):  # probability of `token` after contexts of 0, 1, … tokens
-        p = np.full(len(token), 1/self.V)
-        for l, c in zip(self.levels, contexts):
-            i = _find(l.keys, c*self.V + token)
-            seen = np.maximum(np.where(i >= 0, l.counts[i], 0) - l.discount, 0)
-            p = np.where(c >= 0, (seen + l.discount*l.types[c]*p)/l.totals[c], p)
-        return p
 
     def score(self,
         documents, # lists of token ids, each <bos> … <eos>

@@ -269,22 +269,6 @@ class Shards(Documents):
         for k in sorted({*range(0, len(shards.sizes), max(1, len(shards.sizes)//4))}): shards.shard(k)   # a spot check
         return shards
 
-    @classmethod
-    def in_memory(cls,
-        records,              # records or texts
-        tokenizer: Tokenizer, # fitted
-        shard_tokens=1 << 22, # at which a shard is closed
-        workers=None,         # threads; None for one a core
-        quiet=True,           # False shows a progress bar
-    ):
-        "The same without files."
-        names, counts, parts = [], [], []
-        bar = progress_bar(desc='tokenizing', unit=' tokens', unit_scale=True, quiet=quiet)
-        for tokens, index in _cut(_moving(bar, _numbered(_encoded(records, tokenizer, workers), names)), shard_tokens):
-            parts.append((tokens, index)); _count(counts, names, index)
-        bar.close()
-        return cls(parts.__getitem__, [(len(i), len(t)) for t, i in parts], counts, tokenizer, shard_tokens)
-
     def _title(self):
         n = len(self.sizes)
         return f"{self.num_documents:,} documents in {n:,} shard{'s'*(n != 1)} {f'in {self.folder.name}/' if self.folder else 'in memory'}"
@@ -293,6 +277,23 @@ class Shards(Documents):
 def _moving(bar, blocks):
     # blocks, with a bar that counts their tokens
     for tokens, index in blocks: bar.update(len(tokens)); yield tokens, index
+
+def _in_memory(cls,
+    records,              # records or texts
+    tokenizer: Tokenizer, # fitted
+    shard_tokens=1 << 22, # at which a shard is closed
+    workers=None,         # threads; None for one a core
+    quiet=True,           # False shows a progress bar
+):
+    "The same without files."
+    names, counts, parts = [], [], []
+    bar = progress_bar(desc='tokenizing', unit=' tokens', unit_scale=True, quiet=quiet)
+    for tokens, index in _cut(_moving(bar, _numbered(_encoded(records, tokenizer, workers), names)), shard_tokens):
+        parts.append((tokens, index)); _count(counts, names, index)
+    bar.close()
+    return cls(parts.__getitem__, [(len(i), len(t)) for t, i in parts], counts, tokenizer, shard_tokens)
+
+Shards.in_memory = classmethod(_in_memory)
 
 # %% ../../nbs/14a_data.shards.ipynb #sh-verify
 def _sha256(path):

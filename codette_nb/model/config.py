@@ -10,9 +10,29 @@ __all__ = ['LAYOUTS', 'PRESETS', 'PROCESS', 'LOGITS', 'TransformerConfig', 'pres
 from dataclasses import asdict, dataclass, fields, replace
 from ..core import CodetteError, html_table, human_bytes, human_count, one_of, text_table
 
-# %% ../../nbs/20_model.config.ipynb #cfg-config
+# %% ../../nbs/20_model.config.ipynb #cfg-faults
 LAYOUTS = 'starcoder2', 'llama'
 
+def _faults(c):
+    # a sentence for each field of a `TransformerConfig` that cannot be
+    least = lambda name: 0 if name == 'num_kv_heads' else 1
+    bad = [f"{f.name} is {getattr(c, f.name)!r}: it must be a whole number of at least {least(f.name)}" for f in fields(c)
+           if f.type is int and not (isinstance(getattr(c, f.name), int) and getattr(c, f.name) >= least(f.name))]
+    if not bad:
+        if c.num_heads % c.kv_heads:
+            bad.append(f"num_kv_heads is {c.num_kv_heads}: it must divide num_heads, {c.num_heads}")
+        if c.hidden_size % c.num_heads:
+            bad.append(f"hidden_size is {c.hidden_size}: it must be divisible by num_heads, {c.num_heads}")
+        elif c.head_size % 2:
+            bad.append(f"hidden_size / num_heads is {c.head_size}: it must be even, because rotary positions turn pairs")
+    if isinstance(c.dropout, bool) or not isinstance(c.dropout, (int, float)) or not 0 <= c.dropout < 1: bad.append(f"dropout is {c.dropout!r}: it must be a number of at least 0 and below 1")
+    for k in ('rope_theta', 'norm_eps', 'init_std'):
+        if not getattr(c, k) > 0: bad.append(f"{k} is {getattr(c, k)}: it must be above 0")
+    if c.layout not in LAYOUTS: bad.append(f"layout is {c.layout!r}: it must be one of {', '.join(LAYOUTS)}")
+    if not isinstance(c.tied, bool): bad.append(f"tied is {c.tied!r}: it must be True or False")
+    return bad
+
+# %% ../../nbs/20_model.config.ipynb #cfg-config
 @dataclass(frozen=True)
 class TransformerConfig:
     "The shape of a `CustomTransformer`; immutable."
@@ -45,22 +65,7 @@ class TransformerConfig:
 
     def validate(self):
         "Raise `CodetteError` with all faults, each naming the field, its value and what is allowed."
-        least = lambda name: 0 if name == 'num_kv_heads' else 1
-        bad = [f"{f.name} is {getattr(self, f.name)!r}: it must be a whole number of at least {least(f.name)}" for f in fields(self)
-               if f.type is int and not (isinstance(getattr(self, f.name), int) and getattr(self, f.name) >= least(f.name))]
-        if not bad:
-            if self.num_heads % self.kv_heads:
-                bad.append(f"num_kv_heads is {self.num_kv_heads}: it must divide num_heads, {self.num_heads}")
-            if self.hidden_size % self.num_heads:
-                bad.append(f"hidden_size is {self.hidden_size}: it must be divisible by num_heads, {self.num_heads}")
-            elif self.head_size % 2:
-                bad.append(f"hidden_size / num_heads is {self.head_size}: it must be even, because rotary positions turn pairs")
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1: bad.append(f"dropout is {self.dropout!r}: it must be a number of at least 0 and below 1")
-        for k in ('rope_theta', 'norm_eps', 'init_std'):
-            if not getattr(self, k) > 0: bad.append(f"{k} is {getattr(self, k)}: it must be above 0")
-        if self.layout not in LAYOUTS: bad.append(f"layout is {self.layout!r}: it must be one of {', '.join(LAYOUTS)}")
-        if not isinstance(self.tied, bool): bad.append(f"tied is {self.tied!r}: it must be True or False")
-        if bad: raise CodetteError('; '.join(bad))
+        if bad := _faults(self): raise CodetteError('; '.join(bad))
 
 # %% ../../nbs/20_model.config.ipynb #cfg-presets
 PRESETS = dict(
@@ -124,6 +129,7 @@ class Memory:
 PROCESS = 340 << 20 # bytes of Python, torch and this package before there is a model
 LOGITS = 1 << 26    # most bytes of logits, and of matrices that Muon works on, that there are at a time
 
+# %% ../../nbs/20_model.config.ipynb #cfg-kept
 def _layer_bytes(c, tokens, act_bytes):
     # what a layer keeps for the backward pass; in bfloat16 also its attention weights, made in blocks up to 1024 tokens
     d, k, half, window = c.hidden_size, c.kv_size, act_bytes == 2, min(tokens, c.context_length)
@@ -138,6 +144,7 @@ def _vectors(c):
     matrices = 6*d + 2*k + (3 if llama else 2)*(d + f)
     return heads*(c.vocab_size + d) + c.num_layers*(matrices + (2*d if llama else 7*d + 2*k + f)) + (d if llama else 2*d)
 
+# %% ../../nbs/20_model.config.ipynb #cfg-total
 def training_memory(
     c: TransformerConfig, # the shape
     tokens: int,     # tokens in one forward pass: batch × context

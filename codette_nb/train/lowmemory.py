@@ -140,28 +140,31 @@ class LowMemory:
 
     def step(self): "Nothing: the step was taken inside the backward pass."
 
-    def state(self) -> dict: # name to tensor
-        "What a resumed run needs, as named tensors for a safetensors file."
-        vectors = {f'{k}|{n}': v for k, m in self.moments.items() for n, v in (('row', m.row), ('col', m.col)) if v is not None}
-        return vectors | {'low_memory|steps': torch.tensor(self.steps), 'low_memory|generator': self.generator.get_state()}
-
-    def load_state(self,
-        tensors: dict, # as `state` gave them
-    ):
-        "Put back what `state` gave; raises `CodetteError` if it belongs to another model, and then loads nothing."
-        own = self.state()
-        for k in sorted(own.keys() | tensors.keys()):
-            if k not in own or k not in tensors or own[k].shape != tensors[k].shape:
-                raise CodetteError(f"the optimizer state of {k.rsplit('|', 1)[0]!r} does not fit this model in low-memory mode")
-        for k, m in self.moments.items():
-            m.row.copy_(tensors[f'{k}|row'])
-            if m.factored: m.col.copy_(tensors[f'{k}|col'])
-        self.steps = int(tensors['low_memory|steps'])
-        self.generator.set_state(tensors['low_memory|generator'].cpu())
-
     def close(self):
         "Take the hooks off the model."
         for h in self.handles: h.remove()
+
+# %% ../../nbs/31b_train.lowmemory.ipynb #lm-state
+def _state(self: LowMemory) -> dict: # name to tensor
+    "What a resumed run needs, as named tensors for a safetensors file."
+    vectors = {f'{k}|{n}': v for k, m in self.moments.items() for n, v in (('row', m.row), ('col', m.col)) if v is not None}
+    return vectors | {'low_memory|steps': torch.tensor(self.steps), 'low_memory|generator': self.generator.get_state()}
+
+def _load_state(self: LowMemory,
+    tensors: dict, # as `state` gave them
+):
+    "Put back what `state` gave; raises `CodetteError` if it belongs to another model, and then loads nothing."
+    own = self.state()
+    for k in sorted(own.keys() | tensors.keys()):
+        if k not in own or k not in tensors or own[k].shape != tensors[k].shape:
+            raise CodetteError(f"the optimizer state of {k.rsplit('|', 1)[0]!r} does not fit this model in low-memory mode")
+    for k, m in self.moments.items():
+        m.row.copy_(tensors[f'{k}|row'])
+        if m.factored: m.col.copy_(tensors[f'{k}|col'])
+    self.steps = int(tensors['low_memory|steps'])
+    self.generator.set_state(tensors['low_memory|generator'].cpu())
+
+LowMemory.state, LowMemory.load_state = _state, _load_state
 
 # %% ../../nbs/31b_train.lowmemory.ipynb #lm-create
 def create_low_memory_model(
