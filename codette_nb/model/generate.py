@@ -119,7 +119,7 @@ class Decoder:
         if self.pad_b is None: return column <= row
         return ((column <= row) & (column >= self.pad_b[:, None, None]) | (column == row))[:, None]
 
-# %% ../../nbs/22_model.generate.ipynb #gen-forward
+# %% ../../nbs/22_model.generate.ipynb #gen-parts
 def _norm(x, gains, c):
     # LayerNorm or RMSNorm of (…, C)
     if c.layout == 'llama': return F.rms_norm(x, (c.hidden_size,), gains[0], c.norm_eps)
@@ -136,6 +136,7 @@ def _bend(h, c):
     gate, up = h.chunk(2, -1)
     return F.silu(gate)*up
 
+# %% ../../nbs/22_model.generate.ipynb #gen-forward
 @torch.inference_mode()
 def read(
     d: Decoder, # goes on from what it has read
@@ -163,6 +164,7 @@ def read(
     d.length = end
     return _norm(x.view(B, T, C)[:, -1], d.final, c).to(d.dtype)@d.head
 
+# %% ../../nbs/22_model.generate.ipynb #gen-prompts
 def read_prompts(
     d: Decoder,          # that has read nothing yet
     prompts: list[list], # ids, one list for each of its texts
@@ -173,7 +175,7 @@ def read_prompts(
     d.pad_b = torch.tensor(pad, device=d.kv.device) if any(pad) else None
     return read(d, torch.tensor([[0]*n + list(p) for n, p in zip(pad, prompts)], device=d.kv.device))
 
-# %% ../../nbs/22_model.generate.ipynb #gen-ids
+# %% ../../nbs/22_model.generate.ipynb #gen-faults
 def _faults(model, prompts, max_tokens, seeds, precision):
     room = model.config.context_length
     whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
@@ -185,6 +187,11 @@ def _faults(model, prompts, max_tokens, seeds, precision):
     bad += [f"the prompt has {len(p):,} tokens, which leaves no room in a context of {room:,}" for p in prompts if len(p) >= room]
     return bad
 
+def _draw(ids, p, rng): # where a number from 0 to 1 falls among the probabilities
+    if len(ids) == 1: return int(ids)
+    return int(ids[min(int(torch.searchsorted(p.cumsum(-1), torch.rand(1, generator=rng))), len(ids) - 1)])
+
+# %% ../../nbs/22_model.generate.ipynb #gen-ids
 @torch.inference_mode()
 def generate_rows(
     model: CustomTransformer, # any; dropout is never applied
@@ -216,10 +223,6 @@ def generate_rows(
             last[row] = i
             if seen is not None: seen[row, i] = True
         logits = read(d, torch.tensor(last, device=d.kv.device)[:, None]).float().cpu()
-
-def _draw(ids, p, rng): # where a number from 0 to 1 falls among the probabilities
-    if len(ids) == 1: return int(ids)
-    return int(ids[min(int(torch.searchsorted(p.cumsum(-1), torch.rand(1, generator=rng))), len(ids) - 1)])
 
 def generate_ids(model, ids, max_tokens=100, sampling=Sampling(), seed=None, stop_ids=(), precision='float32'):
     "Yield one id after the other, for one prompt; the arguments are those of `generate_rows`."
@@ -281,6 +284,7 @@ def stream_batch(
     for row, tail in enumerate(tails):
         if not tail.ended and (text := tail.add(None)): yield row, text
 
+# %% ../../nbs/22_model.generate.ipynb #gen-short
 def stream(model, tokenizer, prompt='', **kw):
     "Yield the text for one prompt piece by piece; the arguments are those of `stream_batch`."
     for _, text in stream_batch(model, tokenizer, [prompt], **kw): yield text
