@@ -33,7 +33,7 @@ from .quantize.allocate import Mix, as_bytes, sensitivity
 from .quantize.filetypes import file_type
 from .quantize.finish import Finished, against, finishing
 from .quantize.calibrate import calibrate, calibration_windows
-from .quantize.gguf import GGUFConverter, open_source, tensor_names
+from .quantize.gguf import GGUFConverter, is_foreign, open_source, tensor_names
 from .quantize.importance import read_importance
 from .quantize.ollama import go_template, modelfile_of, ollama_name, write_modelfile
 from .quantize.sequence import LayerByLayer
@@ -441,6 +441,7 @@ def finish_for(
         quantization, aim, changes = begun['finish']['quantization'], begun['finish']['aim'], begun['training']
         steps = changes['max_steps']
     elif not force: check_out(out)
+    if is_foreign(run): raise CodetteError(f"the text that {run} was trained on is not known, and a finish trains on it: bring text like it, in Python, with finishing({str(run)!r}, train, eval, out)")
     recipe, split = run_split(run, quiet)
     tokenizer = load_checkpoint(run)[1]
     same = {k: getattr(recipe.training, k) for k in ('device', 'dtype', 'threads', 'seed')} | dict(compile='none') # so few steps do not pay for compiling

@@ -220,3 +220,34 @@ def test_the_command(tmp_path, capsys):
     code, out, err = codette('export', tmp_path/'other', '--quantization', 'q8', '--out', tmp_path/'other.gguf')
     assert code == 0 and (tmp_path/'other.gguf').is_file() and not (tmp_path/'other.Modelfile').exists()
     assert 'no Modelfile for' in err and 'write the TEMPLATE of a Modelfile by hand, or run the file with codette serve' in err
+
+def test_better_files(tmp_path):
+    "A mix within a size and error feedback take text that is given; without it they say so."
+    from tiny import codette
+    path, *_ = pieces_folder(tmp_path/'hf', dict(chat_template=CHATML, added_tokens_decoder=ADDED, eos_token='<|im_end|>'))
+    (tmp_path/'text.txt').write_text('\n\n'.join(sample_texts()), 'utf-8')
+    for how in (('--bits', 6), ('--feedback', '--quantization', 'q4_0'), ('--importance', 'auto', '--quantization', 'q4_0')):
+        code, _, err = codette('export', path, *how, '--out', tmp_path/'no.gguf')
+        assert code == 1 and 'is not known: give text to calibrate with (--calibrate FILE)' in err and not (tmp_path/'no.gguf').exists()
+        code, out, err = codette('export', path, *how, '--calibrate', tmp_path/'text.txt', '--out', tmp_path/f'{how[0]}.gguf', '--json')
+        assert code == 0 and json.loads(out)['parity']['status'] in ('passed', 'not checked'), err
+        if how[0] == '--bits': assert 5 < json.loads(out)['bits_per_weight'] <= 6 and json.loads(out)['mix']['file_bytes'] == json.loads(out)['bytes']
+
+def test_finish(tmp_path):
+    "With text, a model of others is trained for its file, and the run is one of this package; the command, which has none, says what to do."
+    from tiny import codette
+    from codette_nb.quantize.finish import finishing
+    path, *_ = pieces_folder(tmp_path/'hf', dict(chat_template=INST))
+    code, _, err = codette('finish', path, '--out', tmp_path/'no')
+    assert code == 1 and 'was trained on is not known, and a finish trains on it: bring text like it' in err and not (tmp_path/'no').exists()
+    texts = sample_texts()
+    options = dict(steps=4, device='cpu', dtype='float32', threads=1, compile='none', batch_size=2, eval_windows=2)
+    trainer = finishing(path, texts[:-1]*4, texts[-1:]*2, tmp_path/'run', **options)
+    trainer.fit(quiet=True)
+    before, after = (open_source(p) for p in (path, tmp_path/'run'))
+    assert after.own and after.tokenizer.pieces() == before.tokenizer.pieces() and read_json(tmp_path/'run/config.json')['finish']['source']['sha256'] == before.sha256
+    again = finishing(path, texts[:-1]*4, texts[-1:]*2, tmp_path/'run', resume=True, **options)
+    assert again.step == 4
+    file = convert_checkpoint_to_gguf(tmp_path/'run', None, tmp_path/'m.gguf', 'q4_0')
+    if llama_library() is None: pytest.skip('needs xllamacpp')
+    assert verify_gguf(file, tmp_path/'run', strings=300, tokens=256).passed

@@ -1,5 +1,5 @@
 "From a checkpoint to a GGUF file that llama.cpp reads as PyTorch meant it, for every tokenizer and every format."
-import errno, json, urllib.request
+import errno, json, multiprocessing, os, time, urllib.request
 import pytest, torch
 from codette_nb.core import CodetteError
 from codette_nb.data.records import render_chat
@@ -91,3 +91,24 @@ def test_the_template_in_the_file_is_ours(made, tmp_path):
             if messages[-1]['role'] != 'assistant': # such a last turn is one to continue, for llama.cpp
                 assert there(messages, tools) == render_chat(messages, tools, add_generation_prompt=True)
     finally: llama.close()
+
+@pytest.mark.skipif(os.name != 'posix', reason='forks')
+def test_killed_export(tmp_path, monkeypatch):
+    "What a killed export leaves is removed by the next one into the same folder, and not while the first one lives."
+    checkpoint = save_checkpoint(tmp_path/'checkpoint', create_codette_model(TransformerConfig(512, 32, 32, 1, 2)), ByteTokenizer(size=512))
+    out, begun = tmp_path/'out', tmp_path/'begun'
+    def slow(): # stops in the middle of the file
+        monkeypatch.setattr(gguf._Rows, 'tofile', lambda *a: (begun.touch(), time.sleep(120)))
+        convert_checkpoint_to_gguf(checkpoint, None, out/'first.gguf', quiet=True)
+    p = multiprocessing.get_context('fork').Process(target=slow)
+    p.start()
+    try:
+        while not begun.exists(): assert p.is_alive(); time.sleep(.01)
+        [left] = out.iterdir()
+        assert left.name == f'.first.gguf.{p.pid}.tmp'
+        convert_checkpoint_to_gguf(checkpoint, None, out/'second.gguf', quiet=True)
+        assert left.exists()                                     # it is being written
+    finally: p.kill(); p.join()
+    assert left.exists()
+    convert_checkpoint_to_gguf(checkpoint, None, out/'third.gguf', quiet=True)
+    assert {f.name for f in out.iterdir()} == {'second.gguf', 'third.gguf'}

@@ -202,7 +202,8 @@ class Gathering(Packing):
     def batch_and_tokens(self, epoch, index):
         "A batch, and how many tokens of each source (S,) are in it."
         T, bos, tokens = self.context + 1, self.tokenizer.bos_id, [0]*len(self.shards.counts)
-        out = np.full((len(index), T), self.tokenizer.pad_id, dtype=np.int64)
+        fill = self.tokenizer.eos_id if self.tokenizer.pad_id is None else self.tokenizer.pad_id # a tokenizer of others may have none
+        out = np.full((len(index), T), fill, dtype=np.int64)
         valid = np.zeros((len(index), T), dtype=bool)
         for row, i in enumerate(index):
             at, (pieces, where, docs, _) = 0, self._window(epoch, i)

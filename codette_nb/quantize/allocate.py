@@ -42,7 +42,7 @@ def text_windows(
     docs, ids = [render(t) if isinstance(t, Record) else t for t in texts], []
     random.Random(seed).shuffle(docs)
     for i in range(0, len(docs), 16):
-        for d in tokenizer.encode_batch(docs[i:i + 16], special=True): ids += [tokenizer.bos_id, *d, tokenizer.eos_id]
+        for d in tokenizer.encode_batch(docs[i:i + 16], special=True): ids += [tokenizer.bos_id]*tokenizer.add_bos + [*d, tokenizer.eos_id]
         if len(ids) >= max(tokens, length): break
     n = min(len(ids), max(tokens, length))//length
     if not n: raise CodetteError(f"the text to measure on has {len(ids)} tokens: give at least {length}")

@@ -115,7 +115,7 @@ def _backward(stats, logits_nv):
 
 # %% ../../nbs/40c_quantize.calibrate.ipynb #cal-windows
 def calibration_windows(
-    tokenizer,       # fitted, `.encode`, `.bos_id`
+    tokenizer,       # fitted, `.encode`, `.bos_id`, `.add_bos`
     texts,           # list of rendered texts
     length: int,     # tokens to a window, at most the model's context
     tokens=100_000,  # tokens to take
@@ -125,8 +125,8 @@ def calibration_windows(
     step, out, n = 4*length, [], 0 # characters; a piece of text has seldom more than four to a token
     places = [(i, at) for i, text in enumerate(texts) for at in range(0, len(text), step)]
     for i, at in random.Random(seed).sample(places, len(places)):
-        out.append([tokenizer.bos_id, *tokenizer.encode(texts[i][at:at+step], special=True)[:length-1]])
-        n += len(out[-1])
+        ids = [tokenizer.bos_id]*tokenizer.add_bos + tokenizer.encode(texts[i][at:at+step], special=True)[:length-1]
+        if ids: out.append(ids); n += len(ids)
         if n >= tokens: break
     if n < 2: raise CodetteError("there is no text to calibrate with: give at least one text that is not empty")
     return out

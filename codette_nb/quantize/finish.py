@@ -10,13 +10,14 @@ import hashlib, json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
-from ..core import CodetteError, human_time, one_of, read_json, text_table
+from ..core import CodetteError, human_time, one_of, text_table
+from ..model.transformer import CustomTransformer
 from .allocate import rounded
 from .blocks import number_format
 from .filetypes import file_type
-from .gguf import GGUFConverter
+from .gguf import GGUFConverter, open_source
 from .verify import LogitComparison, compare_logits, in_llama, torch_logits
-from ..train.checkpoint import MANIFEST, WEIGHTS, find_checkpoint, latest_checkpoint, load_checkpoint, load_model, stored_name
+from ..train.checkpoint import latest_checkpoint, stored_name
 from ..train.config import TrainingConfig
 from ..train.trainer import CodetteTrainer
 
@@ -50,7 +51,7 @@ def fake_quantiser(
 ) -> FakeQuantiser:
     "What an export of a checkpoint does to its weights; raises `CodetteError` if it cannot be exported so."
     conv = GGUFConverter(checkpoint, None, quantization, importance=importance, formats=formats)
-    names = {stored_name(k): k for k, _ in load_model(find_checkpoint(checkpoint)).named_parameters()}
+    with torch.device('meta'): names = {stored_name(k): k for k, _ in CustomTransformer(conv.config).named_parameters()}
     matrices = [t for t in conv.plan if t.format.type.name != 'F32']
     return FakeQuantiser({names[t.source]: t.format.name for t in matrices}, conv.type.name,
                          {names[t.source]: conv.importance[t.name] for t in matrices if t.name in conv.importance})
@@ -74,13 +75,8 @@ AIMS = 'teacher', 'text'
 FINISH = dict(optimizer='adamw', lr=1e-4, beta2=.99, weight_decay=0., schedule='wsd', decay=1., floor=.05, warmup_steps=5, batch_size=8,
               eval_windows=16, save_every=50, log_every=5)
 
-def _source(checkpoint):
-    # what a finish began from, for its config.json
-    folder = find_checkpoint(checkpoint)
-    return dict(path=str(Path(checkpoint).resolve()), sha256=read_json(folder/MANIFEST)['files'][WEIGHTS]['sha256'])
-
 def finishing(
-    checkpoint,          # checkpoint folder, or run folder, of which the best checkpoint is taken
+    checkpoint,          # checkpoint folder, run folder, of which the best checkpoint is taken, or a folder of `transformers`
     train,               # the text that it was trained on: records or texts, `Shards`, or a `TextDataset`
     eval,                # held-out text of the same kinds, or a dictionary of several sets
     out,                 # run folder of the finish
@@ -96,11 +92,11 @@ def finishing(
 ) -> CodetteTrainer:
     "A trainer that is ready to `fit` a model to its file; raises `CodetteError` on bad input."
     one_of(aim, AIMS, 'aim')
-    source = _source(checkpoint)
-    model, tokenizer = load_checkpoint(checkpoint)
+    source = open_source(checkpoint)
+    model, tokenizer = source.load()
     config = TrainingConfig(**FINISH | dict(max_steps=steps, eval_every=steps) | changes)
-    teach = Distillation(load_model(find_checkpoint(checkpoint)), source['sha256'][:12]) if aim == 'teacher' else None
-    about = dict(finish=dict(source=source, quantization=file_type(quantization).name, aim=aim, formats=formats))
+    teach = Distillation(source.load()[0], source.sha256[:12]) if aim == 'teacher' else None
+    about = dict(finish=dict(source=dict(path=str(Path(checkpoint).resolve()), sha256=source.sha256), quantization=file_type(quantization).name, aim=aim, formats=formats))
     trainer = CodetteTrainer(model, tokenizer, train, eval, config, out, force, resume, meta=about | (meta or {}),
                              weight_transform=fake_quantiser(checkpoint, quantization, formats, importance), loss=teach)
     if resume: trainer.load(latest_checkpoint(out, begin=True))
