@@ -21,11 +21,11 @@ def commonest_runs(
     texts = list(texts)
     def runs(text):
         w = text.split()
-        return set(zip(*(w[i:] for i in range(words))))
+        return dict.fromkeys(zip(*(w[i:] for i in range(words))))
     # counted as numbers of eight bytes: the runs themselves would take twenty times that
     hashes = np.concatenate([np.zeros(0, np.int64), *(np.fromiter(map(hash, runs(t)), np.int64) for t in texts)])
-    keys, counts = np.unique(hashes, return_counts=True)
-    best = set(keys[np.argsort(-counts, kind='stable')[:top]].tolist())
+    keys, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+    best = set(keys[np.lexsort((first, -counts))[:top]].tolist()) # of as common ones the earliest: their order by number is another in every process
     found = Counter(run for t in texts for run in runs(t) if hash(run) in best) if best else Counter()
     return [(c/len(texts), ' '.join(run)) for run, c in sorted(found.items(), key=lambda x: (-x[1], x[0]))[:top]]
 
