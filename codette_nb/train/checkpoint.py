@@ -304,7 +304,7 @@ def check_checkpoint(
     if not isinstance(manifest, dict) or not isinstance(manifest.get('files'), dict): raise CodetteError(f"{folder/MANIFEST} is not the manifest of a checkpoint")
     if manifest.get('version') != LAYOUT:
         raise CodetteError(f"{folder} is a checkpoint of version {manifest.get('version')}: this codette_nb reads version {LAYOUT}")
-    for name in {'config.json', WEIGHTS} - manifest['files'].keys(): raise CodetteError(f"{folder/MANIFEST} does not list {name}: this is no whole checkpoint")
+    for name in sorted({'config.json', WEIGHTS} - manifest['files'].keys()): raise CodetteError(f"{folder/MANIFEST} does not list {name}: this is no whole checkpoint")
     for name, want in manifest['files'].items():
         p = folder/name
         if Path(name).name != name or not p.is_file(): raise CodetteError(f"the checkpoint {folder} is damaged: {name} is missing")
