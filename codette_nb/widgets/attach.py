@@ -7,13 +7,13 @@ __all__ = ['X', 'Attached', 'gone_words', 'leave', 'wait', 'overlay_chart', 'ove
            'Overlay', 'show_overlay', 'panel']
 
 # %% ../../nbs/60b_widgets.attach.ipynb #attach-imports
-import base64, html, math, os, threading, time
+import base64, math, os, threading, time
 from pathlib import Path
 from ..core import CodetteError, human_count, human_time, one_of, read_json
 from ..train.control import tell_run
 from ..train.experiments import run_names
 from ..train.lock import LOCK, holder
-from .history import (PALETTE, STATUS, STYLE, Chart, History, Line, RunFile, _legend, _num, _png, _xy, chart_svg, draw_chart,
+from .history import (PALETTE, STATUS, STYLE, Chart, History, Line, RunFile, _esc, _legend, _num, _png, _xy, chart_svg, draw_chart,
                                         history_png, summary)
 from .panel import LIVE_STYLE, NO_WIDGETS, _WIDE, Asking, Panel, _html, _no_panel, how_back, veil_html
 
@@ -150,8 +150,8 @@ def _side(column): return 'left' if column in ('run', 'state') else 'right'
 
 def overlay_html(histories: dict, x='step') -> str:
     "Chart and table of several runs; needs `STYLE` on the page."
-    chart, esc = overlay_chart(histories, x), lambda v: html.escape(str(v))
-    cells = lambda row: '<tr>' + ''.join(f'<td style="text-align:{_side(k)};padding:1px 12px 1px 0">{esc(row[k])}</td>' for k in _COLUMNS) + '</tr>'
+    chart = overlay_chart(histories, x)
+    cells = lambda row: '<tr>' + ''.join(f'<td style="text-align:{_side(k)};padding:1px 12px 1px 0">{_esc(row[k])}</td>' for k in _COLUMNS) + '</tr>'
     return (f'<div class="cdt cdt-page"><div class="cdt-chart" style="max-width:860px"><h4>{chart.title}<small>{chart.unit}</small></h4>{_legend(chart)}'
             f'{chart_svg(chart, 860, 300)}</div><table class="cdt-runs">{cells(_COLUMNS)}{"".join(map(cells, overlay_rows(histories)))}</table></div>')
 

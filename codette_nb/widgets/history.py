@@ -233,14 +233,13 @@ class RunFile:
 
     def _take(self, line):
         self.lines += 1
-        if not line.strip(): return 0
         try: self.history.add(json.loads(line))
-        except (ValueError, TypeError, KeyError, AttributeError) as e: self._problem(self.lines, e); return 0
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            if line.strip() and len(self.history.problems) < 20: self.history.problems.append(f'{self.path}:{self.lines}: {type(e).__name__}: {e}')
+            return 0
         return 1
 
-    def _problem(self, n, e):
-        if len(self.history.problems) < 20: self.history.problems.append(f'{self.path}:{n}: {type(e).__name__}: {e}')
-
+# %% ../../nbs/60_widgets.history.ipynb #panel-read
 def read_history(
     path,              # `metrics.jsonl`, or the run folder that holds it; `str` or `Path`
     limit: int = 300,  # most rows kept of each curve
@@ -359,6 +358,9 @@ def draw_chart(
     if handles: ax.legend(handles[::-1], labels[::-1], fontsize=7, labelcolor=ink, **place)
     return ax
 
+# %% ../../nbs/60_widgets.history.ipynb #panel-esc
+def _esc(s): return html.escape(str(s).encode('utf-8', 'replace').decode())
+
 # %% ../../nbs/60_widgets.history.ipynb #panel-svg
 def _polyline(l, X, Y):
     if not l.points: return ''
@@ -383,18 +385,18 @@ def chart_svg(
     grid += ''.join(f'<path class="cdt-tick" d="M{X(t):.1f},{bottom}v4"/>{text(X(t), bottom + 17, "middle", s)}'
                     for t, s in zip(xs, _labels(xs)))
     marks = ''.join(f'<path d="M{X(m.step):.1f},{top}V{bottom}" stroke="var(--cdt-{m.role})" stroke-width="1.2" stroke-dasharray="3 3">'
-                    f'<title>step {m.step:,}: {html.escape(m.text)}</title></path>' for m in chart.marks if x0 <= m.step <= x1)
+                    f'<title>step {m.step:,}: {_esc(m.text)}</title></path>' for m in chart.marks if x0 <= m.step <= x1)
     name = f'cdt-{chart.title.split()[0].lower()}'
-    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(chart.title)} against {chart.xlabel}" class="{name}">'
+    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{_esc(chart.title)} against {chart.xlabel}" class="{name}">'
             f'<clipPath id="{name}"><rect x="{left - 3}" y="{top - 4}" width="{right - left + 8}" height="{bottom - top + 7}"/></clipPath>'
-            f'{grid}<path class="cdt-axis" d="M{left},{bottom}H{right}"/>{text(right, height - 4, "end", html.escape(chart.xlabel))}'
+            f'{grid}<path class="cdt-axis" d="M{left},{bottom}H{right}"/>{text(right, height - 4, "end", _esc(chart.xlabel))}'
             f'<g clip-path="url(#{name})" fill="none" stroke-linejoin="round">{"".join(_polyline(l, X, Y) for l in chart.lines)}</g>{marks}</svg>')
 
 def _legend(chart):
     def key(l):
         dot = f'<circle cx="9" cy="4" r="2.8" fill="var(--cdt-{l.role})"/>' if l.dots else ''
         return (f'<span><svg width="18" height="8"><path d="M0,4H18" stroke="var(--cdt-{l.role})" stroke-width="{max(1.6, l.width)}" '
-                f'stroke-dasharray="{l.dash}"/>{dot}</svg>{html.escape(l.label)}</span>')
+                f'stroke-dasharray="{l.dash}"/>{dot}</svg>{_esc(l.label)}</span>')
     return '<div class="cdt-legend">' + ''.join(key(l) for l in reversed(chart.lines) if l.label) + '</div>'
 
 # %% ../../nbs/60_widgets.history.ipynb #panel-tiles
@@ -479,6 +481,7 @@ STYLE = f'''<style>
 .cdt-notes b{color:var(--c);font-weight:600}
 .cdt-foot{font-size:11px;opacity:.72;height:15px;overflow:hidden;white-space:nowrap;text-overflow:ellipsis}
 .cdt-foot b{color:var(--cdt-held)}
+.cdt-say{min-height:18px}.cdt-say.bad{color:var(--cdt-held);font-weight:600}
 .cdt .progress-bar{background:var(--cdt-train)!important}.cdt .widget-hprogress{height:16px}
 .cdt-status{font-variant-numeric:tabular-nums;white-space:nowrap}
 .cdt-status i{display:inline-block;width:9px;height:9px;border-radius:50%;background:var(--c);margin-right:7px}
@@ -496,15 +499,15 @@ def _spark(rows):
 
 def panel_html(h: History) -> str:
     "Figures and charts of a history; needs `STYLE` somewhere on the page."
-    tile = lambda t: (f'<div class="cdt-tile" style="--c:var(--cdt-{t[3]})"><small>{t[0]}</small><b>{html.escape(t[1])}</b>'
-                      + (_spark(h.curves[t[4]].rows) if t[4] else ''.join(f'<i>{html.escape(n)}</i>' for n in t[2])) + '</div>')
+    tile = lambda t: (f'<div class="cdt-tile" style="--c:var(--cdt-{t[3]})"><small>{t[0]}</small><b>{_esc(t[1])}</b>'
+                      + (_spark(h.curves[t[4]].rows) if t[4] else ''.join(f'<i>{_esc(n)}</i>' for n in t[2])) + '</div>')
     chart = lambda c: f'<div class="cdt-chart"><h4>{c.title}<small>{c.unit}</small></h4>{_legend(c)}{chart_svg(c)}</div>'
     return (f'<div class="cdt cdt-page"><div class="cdt-tiles">{"".join(map(tile, tiles(h)))}</div>'
             f'<div class="cdt-charts">{chart(loss_chart(h))}{chart(score_chart(h))}</div></div>')
 
 def notes_html(h: History) -> str:
     "What was done to the run and what went wrong in it, the latest first; all of it escaped."
-    note = lambda m: (f'<div style="--c:var(--cdt-{m.role})" title="{html.escape(m.text)}"><b>step {m.step:,}</b> {html.escape(m.text)}</div>')
+    note = lambda m: (f'<div style="--c:var(--cdt-{m.role})" title="{_esc(m.text)}"><b>step {m.step:,}</b> {_esc(m.text)}</div>')
     said = ''.join(map(note, h.marks[:-21:-1])) or '<div><i>Nothing was changed so far, and nothing unusual was seen.</i></div>'
     return f'<div class="cdt cdt-notes" role="log" aria-label="Changes and warnings">{said}</div>'
 
@@ -525,9 +528,9 @@ def sample_html(h: History) -> str:
     "The latest sample, escaped, and what is being trained."
     step, prompt, text = _sample(h)
     head = f'Sample at step {step:,}' if step else 'Sample'
-    said = f'<b> · {html.escape(h.message)}</b>' if h.message else ''
-    return (f'<div class="cdt cdt-sample"><b>{head}</b><pre><em>{html.escape(prompt)}</em>{html.escape(text)}</pre>'
-            f'<div class="cdt-foot">{html.escape(about_run(h))}{said}</div></div>')
+    said = f'<b> · {_esc(h.message)}</b>' if h.message else ''
+    return (f'<div class="cdt cdt-sample"><b>{head}</b><pre><em>{_esc(prompt)}</em>{_esc(text)}</pre>'
+            f'<div class="cdt-foot">{_esc(about_run(h))}{said}</div></div>')
 
 # %% ../../nbs/60_widgets.history.ipynb #panel-freeze
 def _drawable(text):

@@ -18,8 +18,8 @@ from ..data.mixer import Mixer, Mixing, Rereading
 from ..data.records import FORMS, ROLES, Record, forms, render
 from ..data.sources import SOURCES, families
 from ..data.tokenizer import TAGS
-from .history import PALETTE, STYLE, _drawable, _png
-from .panel import _no_panel
+from .history import PALETTE, STYLE, _drawable, _esc, _png
+from .panel import _WIDE, _by_itself, _Callbacks, _no_panel, _said
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-size
 def _nbytes(record): return len(render(record).encode('utf-8', 'surrogatepass'))
@@ -80,8 +80,6 @@ def divide_mix(
     return [r | dict(share=r['bytes']/total) for r in rows]
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-esc
-def _esc(s): return html.escape(str(s).encode('utf-8', 'replace').decode()) # a lone surrogate cannot be sent to a page
-
 ROLE_OF = 'train', 'held', 'green', 'pink', 'amber', 'score', 'ink' # colours of `PALETTE`, in the order of the sources
 
 def _colours(names): return {k: ROLE_OF[i % len(ROLE_OF)] for i, k in enumerate(dict.fromkeys(names))}
@@ -96,7 +94,6 @@ MIX_STYLE = '''<style>
 .cdm-rows{display:grid;grid-template-columns:50px 66px 92px 1fr;column-gap:8px;font-variant-numeric:tabular-nums}
 .cdm-rows>*{height:32px;line-height:32px;text-align:right;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .cdm-rows>:nth-child(4n){text-align:left;opacity:.75;font-size:11px}.cdm-rows b{font-weight:600}
-.cdm-say{min-height:18px}.cdm-say.bad{color:var(--cdt-held);font-weight:600}
 .cdm-code{font-family:var(--jp-code-font-family,monospace);font-size:12px;line-height:17px;white-space:pre-wrap;word-break:break-word;
  background:#8881;border-left:3px solid var(--cdt-green);padding:5px 8px;margin:2px 0;user-select:all}
 .cdm-text{font-family:var(--jp-code-font-family,monospace);font-size:12px;line-height:17px;white-space:pre-wrap;word-break:break-word;
@@ -205,8 +202,6 @@ class Preview:
         return f'<div class="cdt cdm">{"".join(out)}</div>'
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-meas
-def _said(e): return str(e) if isinstance(e, CodetteError) else f"{type(e).__name__}: {' '.join(str(e).split())}"
-
 class Measure:
     "Draws, cleans and counts a mix in the background."
     def __init__(self,
@@ -369,7 +364,7 @@ class _MixControls:
         self.take = button('Take these weights', 'check', 'End with the settings as they stand; a picture of them stays here', 'primary')
         self.reset = button('Reset', 'undo', 'Back to the settings of the mixer')
         self.measure = button('Measure this mix', 'bar-chart', 'Draw the mix and count what it holds, in the background')
-        self.file = w.Text('mix.png', description='file', tooltip='Name of the picture', layout=w.Layout(width='210px'), style=dict(description_width='40px'))
+        self.file = w.Text('mix.png', description='file', tooltip='Name of the picture', continuous_update=False, layout=w.Layout(width='210px'), style=dict(description_width='40px'))
         self.save = button('Save picture', 'download', 'Save the panel as a picture: .png, .svg or .pdf')
         self.source, self.category = choice('Record of', '250px'), choice('category', '260px')
         self.source.options, self.source.value = names, names[0]
@@ -395,6 +390,23 @@ def lay_out(c, w):
     for name in ('cdt', 'cdm', 'cdm-live'): box.add_class(name)
     return box
 
+# %% ../../nbs/61_widgets.mixer.ipynb #mp-mixers
+class _Mixers:
+    "The mixers of a panel: the latest three, and that of the beginning."
+    def __init__(self, first: Mixer): self.kept = [first]
+
+    def another(self, mixing):
+        "A new one, with other settings."
+        return Mixer(mixing, self.kept[-1].corpora, self.kept[-1].about)
+
+    def of(self, mixing):
+        "The one with these settings; a new one if there is none."
+        return next((m for m in self.kept if m.mixing == mixing), None) or self.keep(self.another(mixing))
+
+    def keep(self, mixer):
+        self.kept = [mixer, *self.kept[:-1][:2], self.kept[-1]]
+        return mixer
+
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-panel
 class MixerPanel:
     "Try the weights of a mix and see what they do: `panel = MixerPanel(mixer)`, then `panel` as the last line of a cell."
@@ -404,7 +416,7 @@ class MixerPanel:
     ):
         if not isinstance(mixer, Mixer): raise CodetteError(f"a mixer panel needs a Mixer, not {type(mixer).__name__}")
         self.estimate, self.tokenizer, self.base = Estimate(mixer), tokenizer, mixer.mixing
-        self.names, self._mixers, self._lock, self.handles = self.estimate.names, [mixer], threading.RLock(), []
+        self.names, self._mixers, self._lock, self.handles = self.estimate.names, _Mixers(mixer), threading.RLock(), []
         self.report, self.measured, self.measuring, self.live = None, None, None, None # live: its widgets, once shown
         self.reset()
         self.preview = Preview(self.estimate, self.names[0])
@@ -436,13 +448,7 @@ class MixerPanel:
     @property
     def mixer(self) -> Mixer:
         "A mixer with the settings as they stand; the same one as long as they stand."
-        first, mixing = self.estimate.mixer, self.mixing
-        known = next((m for m in self._mixers if m.mixing == mixing), None)
-        return known or self._keep(Mixer(mixing, first.corpora, first.about))
-
-    def _keep(self, mixer): # the latest three and that of the beginning
-        self._mixers = [mixer, *self._mixers[:-1][:2], self._mixers[-1]]
-        return mixer
+        return self._mixers.of(self.mixing)
 
     @property
     def stale(self) -> bool: return self.report is not None and self.measured != self.mixing # the report is of other settings
@@ -456,11 +462,10 @@ def measure_mix(self: MixerPanel,
 ) -> Measure:
     "Draw the mix as it stands and count what it holds; the report is then in `report`."
     if self.measuring and not self.measuring.ended.is_set(): raise CodetteError("a mix is being measured: wait for its end")
-    m = self.estimate.mixer
-    mixer = self.mixer if self.mixer._split else Mixer(self.mixing, m.corpora, m.about) # one of its own while it draws
+    mixer = self.mixer if self.mixer._split else self._mixers.another(self.mixing) # one of its own while it draws
     def told(measure):
         if measure.ended.is_set() and measure.report:
-            with self._lock: self.report, self.measured = measure.report, self._keep(mixer).mixing
+            with self._lock: self.report, self.measured = measure.report, self._mixers.keep(mixer).mixing
         tell(measure)
     self.measuring = Measure(mixer, self.tokenizer, told)
     self.measuring.thread.start()
@@ -510,37 +515,25 @@ def _repr(self):
 MixerPanel.save, MixerPanel.static, MixerPanel.__repr__ = save_panel, static_bundle, _repr
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-live
-class Live:
+class Live(_Callbacks):
     "The widgets of a panel, at work."
     def __init__(self, panel: MixerPanel):
-        self.panel, self.quiet, self.shown, self.timer, self.wrong = panel, False, None, None, '' # wrong: why the widgets' settings are not the panel's
+        self.panel, self.shown, self.timer, self.wrong = panel, None, None, '' # wrong: why the widgets' settings are not the panel's
         c = self.controls = _MixControls(panel.names, panel.mixing, _colours(panel.names))
+        self.lock, self.say = panel._lock, c.say
         for x in (*(s.knob for s in c.weights.values()), c.temperature.knob, *c.forms.values()): x.observe(self.safely(self.changed), 'value')
         c.source.observe(self.safely(self.choose), 'value'); c.category.observe(self.safely(self.narrow), 'value')
         for button, act in ((c.reset, panel.reset), (c.take, self.take), (c.measure, self.measure), (c.another, self.another), (c.save, self.save)):
-            button.on_click(self.safely(act, change=False))
+            button.on_click(self.safely(act))
         self.categories(); self.paint()
-
-    def safely(self, act, change=True):
-        "`act` as a callback that never raises: what goes wrong is said in the panel."
-        def run(_):
-            if change and self.quiet: return
-            with self.panel._lock:
-                try: act()
-                except Exception as e: self.tell(_said(e), True)
-        return run
-
-    def tell(self, text, bad=False):
-        self.controls.say.value = f'<div class="cdt cdm-say{" bad" if bad else ""}" role="status" aria-live="polite">{_esc(text)}</div>'
 
     def put(self):
         "Show the panel's settings on the widgets."
-        c, p, self.quiet, self.wrong = self.controls, self.panel, True, ''
-        try:
+        c, p, self.wrong = self.controls, self.panel, ''
+        with _by_itself():
             for k, s in c.weights.items(): s.put(p.weights[k])
             c.temperature.put(p.temperature)
             for f, x in c.forms.items(): x.value = f in p.forms
-        finally: self.quiet = False
         self.paint()
 
     def changed(self):
@@ -569,7 +562,7 @@ def _keep(self, seconds=1.5):
     # the picture in the saved notebook: renewed when nothing has moved for a while
     if self.timer: self.timer.cancel()
     if not self.panel.handles: return
-    self.timer = threading.Timer(seconds, self.safely(self.panel.refresh, change=False), (None,))
+    self.timer = threading.Timer(seconds, self.safely(self.panel.refresh))
     self.timer.daemon = True
     self.timer.start()
 
@@ -579,11 +572,10 @@ def _code(self):
             f'<div class="cdm-note">The same settings, to be kept: <code>{_esc(settings_code(self.panel.mixing))}</code></div></div>')
 
 def _categories(self):
-    c, self.quiet = self.controls, True
-    try:
+    c = self.controls
+    with _by_itself():
         c.category.options = [('any', ''), *((k, k) for k in categories(self.panel.estimate, c.source.value))]
         c.category.value = ''
-    finally: self.quiet = False
 
 def _choose(self): self.categories(); self.narrow()
 
@@ -632,8 +624,6 @@ def show_panel(self: MixerPanel):
     self.live.paint()
     widgets = display({**self.live.controls.box._repr_mimebundle_(), 'text/plain': NO_WIDGETS}, raw=True, display_id=True)
     self.handles.append((widgets, display(self.static(), raw=True, metadata=_WIDE, display_id=True)))
-
-_WIDE = {'image/png': {'width': 960}}
 
 def refresh_picture(self: MixerPanel):
     "Renew the picture that is kept with the widgets."

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['REPACKED', 'MEMORY', 'QUANT_STYLE', 'NO_WIDGETS', 'memory_needed', 'sampled_error', 'predict_kl', 'Work',
-           'QuantizerPanel', 'measure', 'file', 'sample', 'figures_html', 'map_svg', 'map_html', 'table_html',
-           'samples_html', 'next_line', 'static', 'save', 'Live', 'show', 'refresh']
+           'QuantizerPanel', 'error', 'predicted', 'figures', 'measure', 'file', 'sample', 'figures_html', 'map_svg',
+           'map_html', 'table_html', 'samples_html', 'next_line', 'static', 'save', 'Live', 'show', 'refresh']
 
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-imports
-import base64, html, io, math, shutil, tempfile, threading, time, weakref
+import base64, io, math, shutil, tempfile, threading, time, weakref
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -20,9 +20,9 @@ from ..quantize.gguf import GGUFConverter, open_source
 from ..quantize.runtime import LlamaCpp
 from ..quantize.verify import llama_memory
 from ..train.checkpoint import LanguageModel
-from .history import PALETTE, STYLE
+from .history import STYLE, _esc
 from .mixer import MIX_STYLE
-from .panel import _no_panel
+from .panel import _by_itself, _Callbacks, _no_panel, _said
 
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-memory
 REPACKED = 'Q4_0', 'Q4_K' # on a processor with AVX2
@@ -71,8 +71,6 @@ def predict_kl(
     return math.exp(ka + (kb - ka)*(x - a)/(b - a))
 
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-work
-def _said(e): return str(e) if isinstance(e, CodetteError) else f"{type(e).__name__}: {' '.join(str(e).split())}"
-
 class Work:
     "Something that goes on in a thread of its own: `act(work)` calls `work.at(stage, done, total)`."
     def __init__(self, act, tell=lambda work: None):
@@ -122,38 +120,41 @@ class QuantizerPanel:
         self.type, self.context = '', 0
         self.set(type, self.config.context_length if context is None else context)
 
-    def set(self, type=None, context=None):
+    def set(self, type=None, context=None, show=True): # show=False leaves the widgets as they are
         "Choose a type, a context, or both; raises `CodetteError` if there is no such thing."
         name = self.type if type is None else file_type(type).name
         n = self.context if context is None else context
         if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 1 << 20: raise CodetteError(f"the context is {n!r}: it must be a whole number of tokens from 1 to {1 << 20:,}")
         self.converter(name)
         self.type, self.context = name, n
-        if self.live: self.live.put()
+        if self.live and show: self.live.put()
 
     def converter(self, name):
         if name not in self.converters: self.converters[name] = GGUFConverter(self.checkpoint, self.converters[next(iter(self.converters))].tokenizer, name)
         return self.converters[name]
 
-    def error(self, name) -> float:
-        "Of a type, from some rows of each matrix."
-        if name not in self.errors: self.errors[name] = sampled_error(self.converter(name))
-        return self.errors[name]
+# %% ../../nbs/62_widgets.quantizer.ipynb #qp-known
+def error(self: QuantizerPanel, name) -> float:
+    "Of a type, from some rows of each matrix."
+    if name not in self.errors: self.errors[name] = sampled_error(self.converter(name))
+    return self.errors[name]
 
-    def predicted(self, name) -> float|None:
-        "Divergence to expect of a type, from the others that were measured."
-        known = [(self.error(f.quantization), f.kl) for f in self.comparison.measured if f.label != name and f.quantization != name]
-        return predict_kl(self.error(name), known)
+def predicted(self: QuantizerPanel, name) -> float|None:
+    "Divergence to expect of a type, from the others that were measured."
+    known = [(self.error(f.quantization), f.kl) for f in self.comparison.measured if f.label != name and f.quantization != name]
+    return predict_kl(self.error(name), known)
 
-    def figures(self, name=None) -> dict:
-        "What is known of a type, the chosen one if none is named."
-        name = self.type if name is None else file_type(name).name
-        conv, f = self.converter(name), self.comparison.types.get(name)
-        need = memory_needed(self.config, conv.plan, self.context)
-        weights = sum(t.nbytes for t in conv.plan)
-        return dict(type=name, calls_itself=conv.label.name, file_bytes=f.file_bytes if f and f.file_bytes else conv.file_bytes, bits_per_weight=8*weights/sum(t.weights for t in conv.plan),
-                    predicted=self.predicted(name), measured=f if f and f.measured else None, reason=f.reason if f else '',
-                    memory=need, memory_there=self.memory.get((name, self.context)))
+def figures(self: QuantizerPanel, name=None) -> dict:
+    "What is known of a type, the chosen one if none is named."
+    name = self.type if name is None else file_type(name).name
+    conv, f = self.converter(name), self.comparison.types.get(name)
+    weights = sum(t.nbytes for t in conv.plan)
+    return dict(type=name, calls_itself=conv.label.name, file_bytes=f.file_bytes if f and f.file_bytes else conv.file_bytes,
+                bits_per_weight=8*weights/sum(t.weights for t in conv.plan), predicted=self.predicted(name),
+                measured=f if f and f.measured else None, reason=f.reason if f else '',
+                memory=memory_needed(self.config, conv.plan, self.context), memory_there=self.memory.get((name, self.context)))
+
+QuantizerPanel.error, QuantizerPanel.predicted, QuantizerPanel.figures = error, predicted, figures
 
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-do
 def _start(self, act, wait, tell):
@@ -182,6 +183,9 @@ def measure(self: QuantizerPanel,
         return c
     return _start(self, act, wait, tell)
 
+QuantizerPanel.measure = measure
+
+# %% ../../nbs/62_widgets.quantizer.ipynb #qp-ask
 def file(self: QuantizerPanel,
     name, # of a type
 ) -> Path:
@@ -206,18 +210,16 @@ def sample(self: QuantizerPanel,
         if self._model is None: self._model = LanguageModel(*open_source(self.checkpoint).load())
         here = self._model.chat(prompt, max_tokens=max_tokens, temperature=0)
         work.at(f'writing {name}', 1, 3)
-        llama_memory(self.file(name), context) # in a process of its own: a file that ends it does not end this one
+        llama_memory(self.file(name), context) # in a process of its own
         work.at('llama.cpp answers', 2, 3)
         with LlamaCpp(self.file(name)) as there: said = there.chat([{'role': 'user', 'content': prompt}], stream=False, max_tokens=max_tokens, temperature=0)
         self.prompt, self.samples = prompt, (name, prompt, here, said)
         return self.samples
     return _start(self, act, wait, tell)
 
-QuantizerPanel.measure, QuantizerPanel.file, QuantizerPanel.sample = measure, file, sample
+QuantizerPanel.file, QuantizerPanel.sample = file, sample
 
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-html
-def _esc(s): return html.escape(str(s).encode('utf-8', 'replace').decode())
-
 QUANT_STYLE = '''<style>
 .cdq{container-type:inline-size}.cdq .cdt-tiles{grid-template-columns:repeat(auto-fit,minmax(118px,1fr))}
 .cdq .cdt-tile{height:auto;min-height:66px}.cdq .cdt-tile b{font-size:21px;line-height:28px}.cdq .cdt-tile i{white-space:normal}
@@ -355,9 +357,9 @@ class _Controls:
         self.stop = button('Stop', 'stop', 'What was measured is kept')
         self.stop.disabled = True
         self.progress = w.FloatProgress(min=0, max=1, layout=w.Layout(width='140px', display='none'))
-        self.prompt = w.Text(panel.prompt, description='question', continuous_update=True, layout=w.Layout(flex='1 1 260px', width='auto'), style=dict(description_width='initial'))
+        self.prompt = w.Text(panel.prompt, description='question', continuous_update=False, layout=w.Layout(flex='1 1 260px', width='auto'), style=dict(description_width='initial'))
         self.ask = button('Ask both', 'comments', 'The same question to both models')
-        self.file = w.Text('types.png', description='file', **wide('190px'))
+        self.file = w.Text('types.png', description='file', continuous_update=False, **wide('190px'))
         self.save = button('Save page', 'download', 'Save what was measured: .png, .svg, .pdf or .html')
         self.figures, self.say, self.far, self.map, self.table, self.samples, self.code = [w.HTML(layout=w.Layout(margin='0')) for _ in range(7)]
         row = lambda *items: w.HBox(items, layout=w.Layout(align_items='center', flex_flow='row wrap', overflow='visible'))
@@ -368,40 +370,23 @@ class _Controls:
         for name in ('cdt', 'cdm', 'cdm-live', 'cdq-box'): self.box.add_class(name)
 
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-live
-class Live:
+class Live(_Callbacks):
     "The widgets of a panel, at work."
     def __init__(self, panel: QuantizerPanel):
-        self.panel, self.quiet = panel, False
         c = self.controls = _Controls(panel)
-        c.type.observe(self.safely(self.changed), 'value'); c.context.observe(self.safely(self.changed), 'value')
-        for b, act in ((c.measure, self.measure), (c.all, self.measure_all), (c.stop, self.stop), (c.ask, self.ask), (c.save, self.save)): b.on_click(self.safely(act))
+        self.panel, self.lock, self.say = panel, panel._lock, c.say
+        for x in c.type, c.context: x.observe(self.safely(self.changed, lambda: ''), 'value')
+        for b, act in ((c.measure, self.measure), (c.all, self.measure_all), (c.stop, self.stop), (c.ask, self.ask), (c.save, self.save)): b.on_click(self.safely(act, lambda: ''))
         self.paint()
-
-    def safely(self, act):
-        "`act` as a callback that never raises: what goes wrong is said in the panel."
-        def run(_=None):
-            if self.quiet: return
-            with self.panel._lock:
-                self.tell('')
-                try: act()
-                except Exception as e: self.tell(_said(e), True)
-        return run
-
-    def tell(self, text, bad=False):
-        self.controls.say.value = f'<div class="cdt cdm-say{" bad" if bad else ""}" role="status" aria-live="polite">{_esc(text)}</div>'
 
     def put(self):
         "Show the panel's settings on the widgets."
-        c, p, self.quiet = self.controls, self.panel, True
-        try: c.type.value, c.context.value = p.type, p.context
-        finally: self.quiet = False
+        c, p = self.controls, self.panel
+        with _by_itself(): c.type.value, c.context.value = p.type, p.context
         self.paint()
 
     def changed(self):
-        p, c = self.panel, self.controls
-        live, p.live = p.live, None
-        try: p.set(c.type.value, c.context.value)
-        finally: p.live = live
+        self.panel.set(self.controls.type.value, self.controls.context.value, show=False)
         self.paint()
 
     def paint(self):
@@ -450,13 +435,8 @@ def show(self: QuantizerPanel):
     "Show the panel, and after it, unseen while it lives, what stands in for it; where there are no widgets, that alone."
     from IPython.display import display
     if _no_panel(): return display(self.static(), raw=True)
-    try:
-        if self.live is None: self.live = Live(self)
-        box = self.live.controls.box._repr_mimebundle_()
-    except Exception as e: # whatever a front end does to widgets
-        print(f'No live panel, because the widgets failed ({type(e).__name__}: {e}).')
-        return display(self.static(), raw=True)
-    display({**box, 'text/plain': NO_WIDGETS}, raw=True)
+    if self.live is None: self.live = Live(self)
+    display({**self.live.controls.box._repr_mimebundle_(), 'text/plain': NO_WIDGETS}, raw=True)
     self.handles.append(display(self.static(), raw=True, metadata=_WIDE, display_id=True))
 
 def refresh(self: QuantizerPanel):
