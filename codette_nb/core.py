@@ -68,9 +68,11 @@ def html_table(
     rows,      # rows of cells; the first of a row is a name
     bold=None, # number of the row that stands out
     notes=(),  # sentences below
+    background=lambda x: '', # cell -> its colour in CSS, or nothing
 ) -> str:
     "The same for a notebook."
-    cell = lambda tag, x, i: f'<{tag} style="text-align:{"right" if i else "left"};padding:0 .5em">{escape(str(x))}</{tag}>'
+    shade = lambda x: f';background:{c}' if (c := background(x)) else ''
+    cell = lambda tag, x, i: f'<{tag} style="text-align:{"right" if i else "left"};padding:0 .5em{shade(x)}">{escape(str(x))}</{tag}>'
     line = lambda tag, cells: '<tr>' + ''.join(cell(tag, x, i) for i, x in enumerate(cells)) + '</tr>'
     body = ''.join(line('th' if i == bold else 'td', r) for i, r in enumerate(rows))
     return f"<table>{line('th', head)}{body}</table>" + ''.join(f'<p>{escape(n)}</p>' for n in notes)

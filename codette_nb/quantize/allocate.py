@@ -7,10 +7,10 @@ __all__ = ['CANDIDATES', 'METHODS', 'UNITS', 'rounded', 'text_windows', 'Referen
            'best_mixes', 'Mix', 'as_bytes', 'Sensitivity', 'choose', 'allocate']
 
 # %% ../../nbs/42b_quantize.allocate.ipynb #al-imports
-import html, math, random, re
+import math, random, re
 from dataclasses import dataclass
 import numpy as np, torch
-from ..core import CodetteError, human_bytes, one_of, progress_bar, text_table
+from ..core import CodetteError, html_table, human_bytes, one_of, progress_bar, text_table
 from ..data.records import Record, render
 from .blocks import dequantise, number_format, quantise
 from .filetypes import FILE_TYPES, assign, fitting
@@ -205,13 +205,8 @@ def _mix_html(m):
     rows, outside = _grid(m.formats)
     bits = [number_format(f).bits for f in m.formats.values()]
     low, high = min(bits), max(*bits, min(bits) + 1e-9)
-    def cell(f, tag='td'):
-        if f not in m.formats.values(): return f'<{tag}>{html.escape(f)}</{tag}>'
-        return f'<td style="background:rgba(31,119,180,{.1 + .6*(number_format(f).bits - low)/(high - low):.2f})">{f}</td>'
-    head, *body = rows
-    table = ''.join('<tr>' + ''.join(cell(c, t) for c in r) + '</tr>' for t, r in [('th', head), *(('td', r) for r in body)])
-    others = ''.join(f'<tr><td>{html.escape(r)}</td>{cell(f)}</tr>' for r, f in outside)
-    return ''.join(f'<p>{n}</p>' for n in m._notes()) + f'<table>{table}</table><table>{others}</table>'
+    colour = lambda f: f'rgba(31,119,180,{.1 + .6*(number_format(f).bits - low)/(high - low):.2f})' if f in m.formats.values() else ''
+    return html_table(rows[0], rows[1:], background=colour) + html_table(('outside of the layers', 'format'), outside, notes=m._notes(), background=colour)
 
 # %% ../../nbs/42b_quantize.allocate.ipynb #al-room
 UNITS = {'': 1, 'B': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'KIB': 1 << 10, 'MIB': 1 << 20, 'GIB': 1 << 30}

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 import gguf, numpy as np, torch
-from ..core import CodetteError, check_device, human_bytes, human_count, text_table
+from ..core import CodetteError, check_device, html_table, human_bytes, human_count, text_table
 from ..data.bytepair import STEPS, BytePairTokenizer
 from ..data.sentencepieces import PieceTokenizer
 from ..data.tokenizer import (BYTE_ALPHABET, FIRST_FREE, RESERVED, ByteTokenizer, Piece, PieceType, SentencePieceTokenizer,
@@ -168,9 +168,7 @@ def _plain(v):
 
 _COLOURS = '#4269d0', '#b7791f', '#c2452f', '#2c8a78', '#3c7d45', '#8446c9', '#6b7078'
 
-def _table(head, rows):
-    line = lambda tag, cells: '<tr>' + ''.join(f'<{tag}>{html.escape(one_line(x, 100))}</{tag}>' for x in cells) + '</tr>'
-    return f"<table>{line('th', head)}{''.join(line('td', r) for r in rows)}</table>"
+def _table(head, rows): return html_table(head, [[one_line(x, 100) for x in r] for r in rows])
 
 def _bar(types):
     # how the bytes are shared among the types

@@ -8,6 +8,7 @@ __all__ = ['corrected', 'LayerByLayer']
 # %% ../../nbs/40e_quantize.sequence.ipynb #sq-imports
 import copy
 import numpy as np, torch
+import torch.nn.functional as F
 from ..core import CodetteError
 from .blocks import dequantise, number_format, quantise
 from .calibrate import _Watch, _batches, _weights, calibrate
@@ -27,39 +28,47 @@ def corrected(
 # %% ../../nbs/40e_quantize.sequence.ipynb #sq-run
 class _Enough(Exception): "The inputs that were wanted have been seen."
 
-def _inputs(layer, model, weights, name, h_btc, real_bt):
+def _inputs(layer, rope, weights, name, h_btc, real_bt):
     # what goes into the matrix `name` of a layer, and the names that share it
     found = []
     def see(names, x, y):
         if name in names: found.extend((names, x.flatten(0, -2)[real_bt.flatten()])); raise _Enough
     try:
-        with torch.no_grad(), _Watch(weights, see, lambda *a: None): layer(h_btc, model.rope)
+        with torch.no_grad(), _Watch(weights, see, lambda *a: None): layer(h_btc, rope)
     except _Enough: return found
     raise CodetteError(f"the matrix {name} was not used in its layer: this layout cannot be rounded layer after layer")
 
 class _Streams:
-    "The inputs of one layer after the other, in a true and in a rounded model."
-    def __init__(self, true, rounded, windows, batch=16):
-        self.models, self.layer, self.batches = (true, rounded), 0, list(_batches(windows, batch))
+    "The inputs of one layer after the other, in a model and in its rounded likeness."
+    def __init__(self, model, windows, batch=16):
+        self.model, self.layer, self.batches = model, 0, list(_batches(windows, batch))
+        self.table, self.copies = model.embed_tokens.weight, {} # what is rounded: the embedding, and layers that have not been passed
         self.h = None # of every batch, of both models
+
+    def copy(self, layer):
+        # a layer with rounded matrices
+        if layer not in self.copies: self.copies[layer] = copy.deepcopy(self.model.layers[layer]).requires_grad_(False)
+        return self.copies[layer]
 
     @torch.no_grad()
     def go_to(self, layer):
-        if self.h is None: self.h = [[m.embed_tokens(ids) for m in self.models] for ids, _ in self.batches]
+        if self.h is None: self.h = [[F.embedding(ids, w) for w in (self.model.embed_tokens.weight, self.table)] for ids, _ in self.batches]
+        self.table = None
         while self.layer < layer:
-            for pair in self.h: pair[:] = [m.layers[self.layer](h, m.rope) for m, h in zip(self.models, pair)]
+            both = self.model.layers[self.layer], self.copy(self.layer)
+            for pair in self.h: pair[:] = [one(h, self.model.rope) for one, h in zip(both, pair)]
+            del self.copies[self.layer], both
             self.layer += 1
 
     def moments(self, weights, name, layer):
-        # C, H and the names that share them
-        if layer < self.layer: raise CodetteError(f"the matrix {name} was asked for after its layer: ask in the order of the model")
+        # C, H and the names that share them; `weights` are those of the true layer and of its copy
         self.go_to(layer)
         C = H = n = 0
         for pair, (_, real) in zip(self.h, self.batches):
-            if layer < len(self.models[0].layers):
-                (names, x), (_, y) = (_inputs(m.layers[layer], m, w, name, h, real) for m, w, h in zip(self.models, weights, pair))
+            if layer < len(self.model.layers):
+                (names, x), (_, y) = (_inputs(one, self.model.rope, w, name, h, real) for one, w, h in zip((self.model.layers[layer], self.copy(layer)), weights, pair))
             else:
-                with torch.no_grad(): names, (x, y) = (name,), (m.norm(h).flatten(0, 1)[real.flatten()] for m, h in zip(self.models, pair))
+                with torch.no_grad(): names, (x, y) = (name,), (self.model.norm(h).flatten(0, 1)[real.flatten()] for h in pair)
             C, H, n = C + (x.T@y).double(), H + (y.T@y).double(), n + len(x)
         return names, C/n, H/n
 
@@ -76,18 +85,29 @@ class LayerByLayer:
         quiet=False,  # True shows no progress
     ):
         self.stats = stats or calibrate(model, windows, names, quiet=quiet)
-        self.true, self.rounded, self.windows, self.pull, self.text = model, copy.deepcopy(model).requires_grad_(False), windows, pull, text
-        self.true.eval(); self.rounded.eval()
-        self.weights = _weights(model, names), _weights(self.rounded, names)
-        self.tokens = sum(map(len, windows))
-        self._layer = {id(p): i for i, layer in enumerate(self.rounded.layers) for p in layer.parameters()}
+        self.model, self.windows, self.pull, self.text, self.tokens = model.eval(), windows, pull, text, sum(map(len, windows))
+        self.weights = _weights(model, names)
+        place = {id(p): (i, k) for i, layer in enumerate(model.layers) for k, p in layer.named_parameters()}
+        self._place = {n: place.get(id(p), (len(model.layers), None)) for n, p in self.weights.items()} # layer, and the name there
         self._begin()
 
-    @torch.no_grad()
     def _begin(self):
         # a file begins with the embedding, and with the model as it was
-        for p, q in zip(self.rounded.parameters(), self.true.parameters()): p.copy_(q)
-        self._streams, self._known = _Streams(self.true, self.rounded, self.windows), None
+        self._streams, self._known = _Streams(self.model, self.windows), None
+
+    def _moments(self, name):
+        layer, _ = self._place[name]
+        if self._known is None or name not in self._known[0]:
+            here = {n: k for n, (i, k) in self._place.items() if i == layer and k}
+            copied = dict(self._streams.copy(layer).named_parameters()) if here else {}
+            self._known = self._streams.moments(({n: self.weights[n] for n in here}, {n: copied[k] for n, k in here.items()}), name, layer)
+        return self._known[1:]
+
+    @torch.no_grad()
+    def _put(self, name, w):
+        # what has been rounded, in its place
+        layer, k = self._place[name]
+        if k: self._streams.copy(layer).get_parameter(k).copy_(torch.from_numpy(w))
 
     def encode(self,
         name: str, # of the matrix
@@ -95,17 +115,19 @@ class LayerByLayer:
         format,    # a name or a `NumberFormat`
     ) -> np.ndarray: # (rows, bytes of a row) uint8
         "The bytes of a matrix; to be asked for in the order of the model. The embedding begins a new file."
-        f, mine = number_format(format), self.weights[1][name]
-        if mine is self.rounded.embed_tokens.weight: self._begin()
+        f = number_format(format)
+        if self.weights[name] is self.model.embed_tokens.weight:
+            self._begin()
+            b = quantise_with_feedback(x, f, self.stats.inputs(name)) if f.name in GRIDS else quantise(x, f)
+            self._streams.table = torch.from_numpy(dequantise(b, f))
+            return b
+        if self._place[name][0] < self._streams.layer: raise CodetteError(f"the matrix {name} was asked for after its layer: ask in the order of the model")
         if f.name not in GRIDS: b = quantise(x, f)
-        elif mine is self.rounded.embed_tokens.weight: b = quantise_with_feedback(x, f, self.stats.inputs(name))
         else:
-            layer = self._layer.get(id(mine), len(self.rounded.layers))
-            if self._known is None or name not in self._known[0]: self._known = self._streams.moments(self.weights, name, layer)
-            _, C, H = self._known
+            C, H = self._moments(name)
             target = corrected(x, C, H, self.pull) if np.isfinite(self.pull) else x
             b = quantise_with_feedback(target, f, H.float().numpy(), self.stats.outputs(name))
-        mine.copy_(torch.from_numpy(dequantise(b, f)))
+        self._put(name, dequantise(b, f))
         return b
 
     def __repr__(self): return f"error feedback, layer by layer, over {self.tokens:,} tokens of {self.text or 'text'}"
