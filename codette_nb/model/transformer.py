@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'RoPEPositionalEmbedding', 'causal_attention', 'MultiHeadAttention', 'FeedForwardNetwork',
-           'GatedFeedForward', 'norm_layer', 'TransformerLayer', 'head_loss', 'CustomTransformer',
+           'GatedFeedForward', 'norm_layer', 'TransformerLayer', 'head_loss', 'Layered', 'CustomTransformer',
            'create_codette_model']
 
 # %% ../../nbs/21_model.transformer.ipynb #tf-imports
@@ -173,8 +173,31 @@ def _begin(model, zero_init):
             out = name.endswith(WRITERS)
             nn.init.normal_(p, std=0. if out and zero_init else c.init_std/((2*c.num_layers)**.5 if out else 1))
 
+# %% ../../nbs/21_model.transformer.ipynb #tf-run
+class Layered(nn.Module):
+    "How a model's layers run, one after the other."
+    def set_dropout(self,
+        share: float, # of activations zeroed while training
+    ):
+        "Another dropout than the model was made with."
+        self.config = replace(self.config, dropout=share)
+        for m in self.modules():
+            if isinstance(m, nn.Dropout): m.p = share
+
+    def compile_layers(self):
+        "Translate the layers for training, at the first step; the weights keep their names. Each shape by itself, so that a resumed run gets the same bits."
+        self._layer = torch.compile(TransformerLayer.__call__, dynamic=False)
+
+    def _layers(self, x_btc):
+        learning = self.training and torch.is_grad_enabled()
+        run = self._layer if learning else TransformerLayer.__call__
+        for layer in self.layers:
+            if learning and self.checkpointing: x_btc = checkpoint(run, layer, x_btc, self.rope, use_reentrant=False)
+            else: x_btc = run(layer, x_btc, self.rope)
+        return x_btc
+
 # %% ../../nbs/21_model.transformer.ipynb #tf-model
-class CustomTransformer(nn.Module):
+class CustomTransformer(Layered):
     "A causal language model in the `starcoder2` or the `llama` layout."
     def __init__(self,
         config: TransformerConfig, # the shape
@@ -197,26 +220,6 @@ class CustomTransformer(nn.Module):
     def head(self): return (self.lm_head or self.embed_tokens).weight # (V, C)
 
     def num_parameters(self) -> int: return sum(p.numel() for p in self.parameters())
-
-    def set_dropout(self,
-        share: float, # of activations zeroed while training
-    ):
-        "Another dropout than the model was made with."
-        self.config = replace(self.config, dropout=share)
-        for m in self.modules():
-            if isinstance(m, nn.Dropout): m.p = share
-
-    def compile_layers(self):
-        "Translate the layers for training, at the first step; the weights keep their names. Each shape by itself, so that a resumed run gets the same bits."
-        self._layer = torch.compile(TransformerLayer.__call__, dynamic=False)
-
-    def _layers(self, x_btc):
-        learning = self.training and torch.is_grad_enabled()
-        run = self._layer if learning else TransformerLayer.__call__
-        for layer in self.layers:
-            if learning and self.checkpointing: x_btc = checkpoint(run, layer, x_btc, self.rope, use_reentrant=False)
-            else: x_btc = run(layer, x_btc, self.rope)
-        return x_btc
 
     def forward(self,
         ids_bt,          # token ids, int64

@@ -96,6 +96,11 @@ def apply_gradient(
     return squares
 
 # %% ../../nbs/31b_train.lowmemory.ipynb #lm-class
+def _refuse(params, grad_accum):
+    if grad_accum != 1: raise CodetteError(f"grad_accum is {grad_accum}: it must be 1 in low-memory mode, which applies each gradient as soon as it is there")
+    wrong = next((k for k, p in params.items() if p.dtype != torch.bfloat16), None)
+    if wrong: raise CodetteError(f"{wrong} is {params[wrong].dtype}: low-memory mode trains bfloat16 weights, so make the model with create_low_memory_model")
+
 class LowMemory:
     "Adafactor on bfloat16 weights, with stochastic rounding, each step taken inside the backward pass."
     def __init__(self,
@@ -106,10 +111,8 @@ class LowMemory:
         grad_accum=1,     # batches to a step; only 1 is possible
         clip=1.,          # largest root mean square of a tensor's step, in units of the rate
     ):
-        if grad_accum != 1: raise CodetteError(f"grad_accum is {grad_accum}: it must be 1 in low-memory mode, which applies each gradient as soon as it is there")
         self.params = {k: p for k, p in model.named_parameters() if p.requires_grad}
-        wrong = next((k for k, p in self.params.items() if p.dtype != torch.bfloat16), None)
-        if wrong: raise CodetteError(f"{wrong} is {self.params[wrong].dtype}: low-memory mode trains bfloat16 weights, so make the model with create_low_memory_model")
+        _refuse(self.params, grad_accum)
         self.highest, self.weight_decay, self.clip = lr, weight_decay, clip
         self.lr, self.steps, self.waiting, self.squares = 0., 0, set(), 0.
         self.generator = torch.Generator(next(iter(self.params.values())).device).manual_seed(seed)
