@@ -140,6 +140,23 @@ class TypeComparison:
 # %% ../../nbs/42a_quantize.compare.ipynb #cm-plot
 _PLAIN = '#1C84C6', '#E0681A', '#12997F', '#C468A8', '#C98A0C', '#7F6FE0', '#7D8790'
 
+def _label(ax, points):
+    # a label beside each point, where no other label is
+    ax.autoscale_view()
+    taken, at = [], [ax.transData.transform((x, y)) for _, x, y in points]
+    taken += [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
+    for (text, x, y), (px, py) in zip(points, at):
+        wide = 5*len(text)
+        def box(dx, dy): return (px + dx, py + dy, px + dx + wide, py + dy + 10)
+        tries = sorted(((dx, dy) for dx in (6, -6 - wide, -wide/2) for dy in range(-64, 65, 4)), key=lambda t: abs(t[1] + 4) + (0 if t[0] == 6 else 3 if t[0] < -wide/2 - 1 else 12))
+        free = lambda b: not any(b[0] < t[2] and t[0] < b[2] and b[1] < t[3] and t[1] < b[3] for t in taken)
+        dx, dy = next((t for t in tries if free(box(*t))), (6, -4))
+        taken.append(box(dx, dy))
+        to = ax.transData.inverted().transform((px + dx, py + dy))
+        far = abs(dy + 4) > 12
+        ax.annotate(text, (x, y), to, fontsize=7, va='bottom', arrowprops=dict(arrowstyle='-', lw=.4, alpha=.5, shrinkA=0, shrinkB=2) if far else None)
+
+# %% ../../nbs/42a_quantize.compare.ipynb #cm-plot1
 def plot_sizes(c, ax):
     "Size against divergence; a line joins the types that none beats in both."
     found = sorted((f for f in c.measured if f.kl > 0), key=lambda f: (f.file_bytes, f.kl))
@@ -157,22 +174,6 @@ def plot_sizes(c, ax):
     ax.margins(.12)
     _label(ax, [(f.label, mib(f), f.kl) for f in found])
     return ax
-
-def _label(ax, points):
-    # a label beside each point, where no other label is
-    ax.autoscale_view()
-    taken, at = [], [ax.transData.transform((x, y)) for _, x, y in points]
-    taken += [(x - 4, y - 4, x + 4, y + 4) for x, y in at]
-    for (text, x, y), (px, py) in zip(points, at):
-        wide = 5*len(text)
-        def box(dx, dy): return (px + dx, py + dy, px + dx + wide, py + dy + 10)
-        tries = sorted(((dx, dy) for dx in (6, -6 - wide, -wide/2) for dy in range(-64, 65, 4)), key=lambda t: abs(t[1] + 4) + (0 if t[0] == 6 else 3 if t[0] < -wide/2 - 1 else 12))
-        free = lambda b: not any(b[0] < t[2] and t[0] < b[2] and b[1] < t[3] and t[1] < b[3] for t in taken)
-        dx, dy = next((t for t in tries if free(box(*t))), (6, -4))
-        taken.append(box(dx, dy))
-        to = ax.transData.inverted().transform((px + dx, py + dy))
-        far = abs(dy + 4) > 12
-        ax.annotate(text, (x, y), to, fontsize=7, va='bottom', arrowprops=dict(arrowstyle='-', lw=.4, alpha=.5, shrinkA=0, shrinkB=2) if far else None)
 
 def plot_perplexity(c, ax):
     "Perplexity of each type in llama.cpp, and a line for the model itself."

@@ -224,9 +224,9 @@ class _Streams(_Talk):
         except (OSError, http.client.HTTPException) as e: raise self._broken(e) from e
         finally: c.close()
 
-# %% ../../nbs/43_quantize.ollama.ipynb #ol-client
-class Ollama(_Streams):
-    "A running Ollama, through the interface that it documents."
+# %% ../../nbs/43_quantize.ollama.ipynb #ol-asks
+class _Answers(_Streams):
+    # what is asked of an Ollama before anything is given to it
     def __init__(self,
         host: str|None=None, # see `ollama_address`
         timeout=600.,        # seconds without a sign of life; a large model takes its time to load
@@ -245,6 +245,9 @@ class Ollama(_Streams):
         "Whether there is a model of that name."
         return self._status('POST', '/api/show', dict(model=name), fine=(404,))[0] != 404
 
+# %% ../../nbs/43_quantize.ollama.ipynb #ol-client
+class Ollama(_Answers):
+    "A running Ollama, through the interface that it documents."
     def push(self,
         file,         # open for reading, in binary
         path,         # its name, for sentences

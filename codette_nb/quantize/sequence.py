@@ -25,7 +25,7 @@ def corrected(
     I = max(pull*float(H.diagonal().mean()), 1e-30)*torch.eye(len(H), dtype=torch.float64)
     return torch.linalg.solve(H + I, (torch.from_numpy(np.asarray(w_rc, np.float64))@(C + I)).T).T.float().numpy()
 
-# %% ../../nbs/40e_quantize.sequence.ipynb #sq-run
+# %% ../../nbs/40e_quantize.sequence.ipynb #sq-inputs
 class _Enough(Exception): "The inputs that were wanted have been seen."
 
 def _inputs(layer, rope, weights, name, h_btc, real_bt):
@@ -38,8 +38,9 @@ def _inputs(layer, rope, weights, name, h_btc, real_bt):
     except _Enough: return found
     raise CodetteError(f"the matrix {name} was not used in its layer: this layout cannot be rounded layer after layer")
 
+# %% ../../nbs/40e_quantize.sequence.ipynb #sq-run
 class _Streams:
-    "The inputs of one layer after the other, in a model and in its rounded likeness."
+    # what comes before one layer after the other, in a model and in its rounded likeness
     def __init__(self, model, windows, batch=16):
         self.model, self.layer, self.batches = model, 0, list(_batches(windows, batch))
         self.table, self.copies = model.embed_tokens.weight, {} # what is rounded: the embedding, and layers that have not been passed
@@ -60,17 +61,38 @@ class _Streams:
             del self.copies[self.layer], both
             self.layer += 1
 
-    def moments(self, weights, name, layer):
-        # C, H and the names that share them; `weights` are those of the true layer and of its copy
+# %% ../../nbs/40e_quantize.sequence.ipynb #sq-likeness
+class _Likeness(_Streams):
+    # the same by the names of matrices; `weights` are the model's, by these names
+    def __init__(self, model, weights, windows):
+        super().__init__(model, windows)
+        own = {id(p): (i, k) for i, layer in enumerate(model.layers) for k, p in layer.named_parameters()}
+        self.weights, self.place = weights, {n: own.get(id(p), (len(model.layers), None)) for n, p in weights.items()} # layer, and the name there
+        self.known = (), None, None # names of the moments that were computed last
+
+    def moments(self, name):
+        "C and H of the inputs of a matrix."
+        if name not in self.known[0]: self.known = self._moments(name, self.place[name][0])
+        return self.known[1:]
+
+    def _moments(self, name, layer):
         self.go_to(layer)
         C = H = n = 0
+        if inside := layer < len(self.model.layers):
+            both, here = (self.model.layers[layer], self.copy(layer)), {m: k for m, (i, k) in self.place.items() if i == layer}
+            weights = [{m: one.get_parameter(k) for m, k in here.items()} for one in both]
         for pair, (_, real) in zip(self.h, self.batches):
-            if layer < len(self.model.layers):
-                (names, x), (_, y) = (_inputs(one, self.model.rope, w, name, h, real) for one, w, h in zip((self.model.layers[layer], self.copy(layer)), weights, pair))
+            if inside: (names, x), (_, y) = (_inputs(one, self.model.rope, w, name, h, real) for one, w, h in zip(both, weights, pair))
             else:
                 with torch.no_grad(): names, (x, y) = (name,), (self.model.norm(h).flatten(0, 1)[real.flatten()] for h in pair)
             C, H, n = C + (x.T@y).double(), H + (y.T@y).double(), n + len(x)
         return names, C/n, H/n
+
+    @torch.no_grad()
+    def put(self, name, w):
+        "A rounded matrix in its place."
+        layer, k = self.place[name]
+        if k: self.copy(layer).get_parameter(k).copy_(torch.from_numpy(w))
 
 # %% ../../nbs/40e_quantize.sequence.ipynb #sq-class
 class LayerByLayer:
@@ -87,27 +109,9 @@ class LayerByLayer:
         self.stats = stats or calibrate(model, windows, names, quiet=quiet)
         self.model, self.windows, self.pull, self.text, self.tokens = model.eval(), windows, pull, text, sum(map(len, windows))
         self.weights = _weights(model, names)
-        place = {id(p): (i, k) for i, layer in enumerate(model.layers) for k, p in layer.named_parameters()}
-        self._place = {n: place.get(id(p), (len(model.layers), None)) for n, p in self.weights.items()} # layer, and the name there
         self._begin()
 
-    def _begin(self):
-        # a file begins with the embedding, and with the model as it was
-        self._streams, self._known = _Streams(self.model, self.windows), None
-
-    def _moments(self, name):
-        layer, _ = self._place[name]
-        if self._known is None or name not in self._known[0]:
-            here = {n: k for n, (i, k) in self._place.items() if i == layer and k}
-            copied = dict(self._streams.copy(layer).named_parameters()) if here else {}
-            self._known = self._streams.moments(({n: self.weights[n] for n in here}, {n: copied[k] for n, k in here.items()}), name, layer)
-        return self._known[1:]
-
-    @torch.no_grad()
-    def _put(self, name, w):
-        # what has been rounded, in its place
-        layer, k = self._place[name]
-        if k: self._streams.copy(layer).get_parameter(k).copy_(torch.from_numpy(w))
+    def _begin(self): self._rounded = _Likeness(self.model, self.weights, self.windows) # the model as it was
 
     def encode(self,
         name: str, # of the matrix
@@ -119,15 +123,15 @@ class LayerByLayer:
         if self.weights[name] is self.model.embed_tokens.weight:
             self._begin()
             b = quantise_with_feedback(x, f, self.stats.inputs(name)) if f.name in GRIDS else quantise(x, f)
-            self._streams.table = torch.from_numpy(dequantise(b, f))
+            self._rounded.table = torch.from_numpy(dequantise(b, f))
             return b
-        if self._place[name][0] < self._streams.layer: raise CodetteError(f"the matrix {name} was asked for after its layer: ask in the order of the model")
+        if self._rounded.place[name][0] < self._rounded.layer: raise CodetteError(f"the matrix {name} was asked for after its layer: ask in the order of the model")
         if f.name not in GRIDS: b = quantise(x, f)
         else:
-            C, H = self._moments(name)
+            C, H = self._rounded.moments(name)
             target = corrected(x, C, H, self.pull) if np.isfinite(self.pull) else x
             b = quantise_with_feedback(target, f, H.float().numpy(), self.stats.outputs(name))
-        self._put(name, dequantise(b, f))
+        self._rounded.put(name, dequantise(b, f))
         return b
 
     def __repr__(self): return f"error feedback, layer by layer, over {self.tokens:,} tokens of {self.text or 'text'}"
