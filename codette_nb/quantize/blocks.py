@@ -204,9 +204,9 @@ def by_rows(
 # %% ../../nbs/40_quantize.blocks.ipynb #blk-q8
 @compiled
 def _peak(block):
-    "The largest magnitude; as integers, floats of one sign are in the same order, and those are compared faster."
+    "The largest magnitude of 32; as integers, floats of one sign are in the same order, and those are compared faster."
     top = np.int32(0)
-    for v in block: top = max(top, np.int32(_as_int(v) & 0x7fffffff))
+    for i in range(32): top = max(top, np.int32(_as_int(block[i]) & 0x7fffffff))
     return _as_float(top)
 
 @compiled
@@ -254,18 +254,28 @@ def _whole(v):
     return np.int32(v) if abs(v) < f32(2**31) else np.int32(0)
 
 @compiled
+def _rank(bits):
+    "The bits of a float as an integer, so that the integers are in the order of the floats; done twice, the bits again."
+    return np.int32(bits ^ ((bits >> 31) & 0x7fffffff))
+
+@compiled
 def _extreme(block):
-    "As `largest` below, and faster, for numbers that are all finite."
-    top = _peak(block)
-    for v in block:
-        if abs(v) == top: return v + f32(0)   # adding 0 makes -0 a 0, as C's comparison does
-    return top
+    "As `largest` below, and faster, for 32 numbers that are all finite."
+    most, least = np.int32(-2**31), np.int32(2**31 - 1)
+    for i in range(32):
+        rank = _rank(_as_int(block[i]))
+        most, least = max(most, rank), min(least, rank)
+    a, b = _as_float(_rank(most)), _as_float(_rank(least))
+    if abs(a) != abs(b): return a if abs(a) > abs(b) else b
+    for v in block: # one of each sign: the first counts
+        if abs(v) == abs(a): return v + f32(0) # adding 0 makes -0 a 0, as C's comparison does
+    return a
 
 @compiled
 def _round_signed(block, half, q):
     d = _extreme(block)/f32(-half)
     inv = f32(1)/d if d != 0 else f32(0)
-    for i in range(32): q[i] = min(2*half - 1, _whole(block[i]*inv + (f32(half) + f32(.5))))
+    for i in range(32): q[i] = min(np.int32(2*half - 1), _whole(block[i]*inv + (f32(half) + f32(.5))))
     return d
 
 # %% ../../nbs/40_quantize.blocks.ipynb #blk-q41
@@ -459,7 +469,7 @@ def awkward_tensors(
         constant=one*.1, negative=-one, zero=one*0, minus_zero=-one*0, denormal=normal(1e-40), edge=normal(1e-38), least=least,
         huge=normal(1e4), enormous=r.uniform(-3e38, 3e38, (8, columns)), tiny=normal(1e-7), smaller=normal(1e-20),
         steps=np.repeat(normal(1)[:, :columns//16], 16, 1), ties=np.arange(-2*columns, 2*columns).reshape(4, columns)/2,
-        halves=r.integers(-254, 255, (64, columns))/2).items()}
+        halves=r.integers(-254, 255, (64, columns))/2, signs=r.choice((-1, 1), (64, columns))).items()}
 
 # %% ../../nbs/40_quantize.blocks.ipynb #blk-ggml
 def ggml_function():

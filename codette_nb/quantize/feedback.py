@@ -15,7 +15,7 @@ from .blocks import FORMATS, _pack, _unpack, compiled, dequantise, f32, fill, nu
 from .kquants import _half, _pack_2, _pack_3, _pack_45, _pack_6, _pack_scales, _two, _unpack_scales
 
 # %% ../../nbs/40d_quantize.feedback.ipynb #fb-stamp
-_COMPILED_WITH = '2ff89a630b6d'   # digest of blocks.py and kquants.py
+_COMPILED_WITH = '23c5767d8527'   # digest of blocks.py and kquants.py
 
 # %% ../../nbs/40d_quantize.feedback.ipynb #fb-grid
 @dataclass(frozen=True)

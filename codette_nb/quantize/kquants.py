@@ -12,7 +12,7 @@ from .blocks import (TRIES, NumberFormat, affine_scale, by_rows, compiled, f32, 
                                         nearest, put_half, register, signed_scale, weigh)
 
 # %% ../../nbs/40a_quantize.kquants.ipynb #kq-stamp
-_COMPILED_WITH = '30be550babef'   # digest of blocks.py
+_COMPILED_WITH = '40ababe60d0a'   # digest of blocks.py
 
 # %% ../../nbs/40a_quantize.kquants.ipynb #kq-scales
 @compiled
