@@ -464,6 +464,7 @@ STYLE = f'''<style>
 .cdt-charts{display:flex;flex-wrap:wrap;gap:4px 22px}
 .cdt-chart{display:flex;flex-direction:column;flex:1 1 370px;min-width:0;max-width:609px}
 @container (max-width:762px){.cdt-tiles{grid-template-columns:repeat(3,minmax(0,1fr))}.cdt-chart{max-width:none}}
+@container (max-width:380px){.cdt-tiles{grid-template-columns:repeat(2,minmax(0,1fr))}}
 .cdt-chart h4{margin:0!important;font-size:13px!important;font-weight:600;line-height:20px}
 .cdt-chart h4 small{float:right;font-weight:400;font-size:11px;opacity:.72}
 .cdt-legend{display:flex;flex-wrap:wrap;gap:0 12px;min-height:17px;font-size:11px;line-height:17px}

@@ -102,7 +102,7 @@ MIX_STYLE = '''<style>
 .cdm-turn{border-left:3px solid var(--c);padding-left:8px;margin:2px 0}.cdm-turn u{text-decoration:none;color:var(--c);font-weight:600}
 .cdm-report table{border-collapse:collapse;font-size:12px;margin:2px 0 10px;font-variant-numeric:tabular-nums}
 .cdm-report th,.cdm-report td{text-align:left;white-space:nowrap;padding:2px 12px 2px 0;border-bottom:1px solid #8883;vertical-align:top}
-.cdm-report td:last-child{white-space:normal}.cdm-report th{font-weight:500;opacity:.75}.cdm-report .wide{overflow-x:auto}.cdm-report.stale .wide{opacity:.45}
+.cdm-report td:last-child{white-space:normal}.cdm-report th{font-weight:500;opacity:.75}.cdm-report .wide{overflow-x:auto;margin-top:8px}.cdm-report.stale .wide{opacity:.45}
 .cdm-report svg{display:block;width:120px;height:26px}.cdm-report span{display:inline-block;margin-right:12px;white-space:nowrap}
 .cdm-stale{color:var(--cdt-held);font-weight:600;margin:4px 0}
 .jp-OutputArea-child:has(.cdm-live)+.jp-OutputArea-child{display:none}

@@ -234,7 +234,7 @@ class _Hand(_Callbacks):
         self.lr = w.FloatLogSlider(value=1, min=-1, max=1, step=.05, continuous_update=False, readout_format='.2f', description='Learning rate ×',
                                    tooltip=tip, style={'description_width': '112px'}, layout=w.Layout(width='290px', flex='0 1 auto'))
         self.plan = _button('As planned', 'undo', 'Back to the planned learning rate')
-        self.prompt = w.Text(placeholder="Your own prompt; empty: the run's", tooltip='What the model is to continue', continuous_update=False, layout=w.Layout(flex='1 1 140px', width='140px'))
+        self.prompt = w.Text(placeholder='Your own prompt', tooltip="What the model is to continue; if empty, the run's own prompt", continuous_update=False, layout=w.Layout(flex='1 1 140px', width='140px'))
         self.sample = _button('Sample now', 'comment', 'Let the model, as it is now, continue the prompt')
         self.save = _button('Checkpoint', 'save', 'Save the model and the state of training at the end of this step')
         self.mix = w.ToggleButton(description='Mixture', icon='sliders', tooltip='Show or hide how often each source of the text is read',

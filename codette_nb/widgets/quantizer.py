@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['REPACKED', 'MEMORY', 'QUANT_STYLE', 'NO_WIDGETS', 'memory_needed', 'sampled_error', 'predict_kl', 'Work',
-           'QuantizerPanel', 'error', 'predicted', 'figures', 'measure', 'file', 'sample', 'figures_html', 'map_svg',
-           'map_html', 'table_html', 'samples_html', 'next_line', 'static', 'save', 'Live', 'show', 'refresh']
+           'QuantizerPanel', 'error', 'predicted', 'figures', 'measure', 'file', 'sample', 'figures_html',
+           'label_places', 'map_svg', 'map_html', 'table_html', 'samples_html', 'next_line', 'static', 'save', 'Live',
+           'show', 'refresh']
 
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-imports
 import base64, io, math, shutil, tempfile, threading, time, weakref
@@ -92,7 +93,7 @@ class Work:
         finally: self.seconds = time.perf_counter() - self.begin; self.ended.set(); self.tell(self)
 
     def __str__(self):
-        if self.ended.is_set(): return self.problem or f'done in {human_time(self.seconds)}'
+        if self.ended.is_set(): return self.problem or f"done in {human_time(self.seconds) if self.seconds >= 10 else f'{self.seconds:.1f} s'}"
         spent = time.perf_counter() - self.begin
         left = f', {human_time(spent/self.share - spent)} left' if self.share > .02 else ''
         return f"{self.stage.split(' from ')[0]} · {self.share:.0%} · {human_time(spent)}{left}"
@@ -227,7 +228,7 @@ QUANT_STYLE = '''<style>
 .cdq-two{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:10px;margin-top:6px}
 .cdq-two h5{margin:0 0 3px!important;font-size:12px!important;font-weight:600}.cdq-two pre{margin:0;white-space:pre-wrap;word-break:break-word;
  font-size:12px;line-height:17px;border:1px solid #8884;border-radius:4px;padding:6px 8px;min-height:54px;max-height:220px;overflow:auto}
-.cdq table{border-collapse:collapse;font-size:12px;font-variant-numeric:tabular-nums}.cdq .wide{overflow-x:auto}
+.cdq table{border-collapse:collapse;font-size:12px;font-variant-numeric:tabular-nums}.cdq .wide{overflow-x:auto;margin-bottom:8px}.cdq-keep{margin-top:10px}
 .cdq th,.cdq td{white-space:nowrap;padding:2px 10px 2px 0;border-bottom:1px solid #8883;text-align:right}.cdq th:first-child,.cdq td:first-child{text-align:left}
 .cdq tr.on td{font-weight:700}
 </style>'''
@@ -250,30 +251,50 @@ def figures_html(
              (f'memory at {context:,} tokens', total(f['memory']), parts + there, 'score')]
     return f'<div class="cdt cdq"><div class="cdt-tiles">{"".join(_tile(*t) for t in tiles)}</div></div>'
 
+# %% ../../nbs/62_widgets.quantizer.ipynb #qp-place
+def label_places(
+    dots,   # (x, y), in the order in which they choose
+    widths, # of their labels, in pixels
+    box,    # left, top, right and bottom of the room
+) -> list:  # (x, y, 'start' or 'end', whether it is far from its dot): where each label's baseline begins, or ends
+    "Room for the labels of dots, without one upon another."
+    left, top, right, bottom = box
+    taken, out = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots], []
+    for (x, y), width in zip(dots, widths):
+        for d, side in ((d, side) for far in range(0, 150, 3) for d in (far, -far) for side in (1, -1)):
+            at = x + side*(9 + min(12, abs(d)/2))
+            a, b, c, e = min(at, at + side*width), y + d - 5, max(at, at + side*width), y + d + 6
+            if a >= left and c <= right and b >= top and e <= bottom and not any(a < C and c > A and b < E and e > B for A, B, C, E in taken): break
+        taken.append((a, b, c, e))
+        out.append((at, y + d + 4, 'start' if side > 0 else 'end', abs(d) > 8))
+    return out
+
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-map
+def _dot(point, x, y, place, chosen): # one type: its dot, its name, and the line between them if they are apart
+    (name, _, _, known), (tx, ty, anchor, far) = point, place
+    role, big = ('held', 6) if name == chosen else ('train', 4)
+    line = f'<path d="M{x:.1f},{y:.1f}L{tx + (-2 if anchor == "start" else 2):.1f},{ty - 4:.1f}" stroke="currentColor" opacity=".35"/>'*far
+    return (f'{line}<circle cx="{x:.1f}" cy="{y:.1f}" r="{big}" stroke="var(--cdt-{role})" stroke-width="2" '
+            f'fill="{f"var(--cdt-{role})" if known else "none"}"/>'
+            f'<text x="{tx:.1f}" y="{ty:.1f}" text-anchor="{anchor}" font-weight="{700 if name == chosen else 400}">{_esc(name)}</text>')
+
 def map_svg(
     points,   # (name, bytes, KL, whether it was measured)
     chosen,   # name
 ) -> str:
     "Size against divergence, both on scales of equal factors."
-    points = [p for p in points if p[2] and p[2] > 0]
+    points = sorted((p for p in points if p[2] and p[2] > 0), key=lambda p: (p[0] != chosen, p[1]))
     if not points: return '<div class="cdm-note">Nothing is measured yet. “Measure this type” takes some seconds for a small model.</div>'
-    W, H, L, B = 760, 300, 62, 34
+    W, H, L, B = 760, 340, 62, 34
     xs, ys = [math.log2(p[1]) for p in points], [math.log10(p[2]) for p in points]
-    x0, x1, y0, y1 = min(xs) - .15, max(xs) + .45, math.floor(min(ys)), math.ceil(max(ys) + 1e-9)
+    x0, x1, y0, y1 = min(xs) - .25, max(xs) + .25, math.floor(min(ys)), math.ceil(max(ys) + 1e-9)
     X, Y = (lambda v: L + (v - x0)/(x1 - x0)*(W - L - 10)), (lambda v: 10 + (y1 - v)/max(1, y1 - y0)*(H - B - 14))
     out = [f'<path d="M{L},{Y(k):.1f}H{W}" stroke="currentColor" opacity=".15"/><text x="{L - 6}" y="{Y(k) + 4:.1f}" text-anchor="end">1e{k}</text>' for k in range(y0, y1 + 1)]
-    step = max(1, round((x1 - x0)/6))
-    out += [f'<text x="{X(k):.1f}" y="{H - 16}" text-anchor="middle">{human_bytes(2**k)}</text>' for k in range(math.ceil(x0), math.floor(x1) + 1, step)]
-    taken, dots = [], [(X(x), Y(y)) for x, y in zip(xs, ys)]
-    for (name, size, kl, known), x, y in sorted(zip(points, xs, ys), key=lambda p: (p[0][0] != chosen, p[1])):
-        px, py = X(x), Y(y)
-        free = lambda t: 8 < t < H - B and not any(abs(t - b) < 12 and abs(px - a) < 64 for a, b in taken) and not any(abs(t - 4 - b) < 9 and px + 4 < a < px + 56 for a, b in dots)
-        ty = next((t for d in range(0, 120, 4) for t in (py + 4 - d, py + 4 + d) if free(t)), py + 4)
-        taken.append((px, ty))
-        role = 'held' if name == chosen else 'train'
-        out.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{6 if name == chosen else 4}" stroke="var(--cdt-{role})" stroke-width="2" fill="{f"var(--cdt-{role})" if known else "none"}"/>'
-                   f'<text x="{px + 10:.1f}" y="{ty:.1f}" font-weight="{700 if name == chosen else 400}">{_esc(name)}</text>')
+    sizes = [k + m for k in range(math.floor(x0), math.ceil(x1), max(1, round((x1 - x0)/6))) for m in ((0, math.log2(1.5)) if x1 - x0 < 4 else (0,))]
+    out += [f'<text x="{X(k):.1f}" y="{H - 16}" text-anchor="middle">{human_bytes(2**k)}</text>' for k in sizes if x0 < k and X(k) < W - 30]
+    dots = [(X(x), Y(y)) for x, y in zip(xs, ys)]
+    places = label_places(dots, [6.6*len(p[0]) + 2 for p in points], (L, 4, W, H - B))
+    out += [_dot(p, *d, place, chosen) for p, d, place in zip(points, dots, places)]
     said = ', '.join(f'{n} {human_bytes(s)} {k:.1e}' for n, s, k, _ in points)
     return (f'<svg class="cdq-map" viewBox="0 0 {W} {H}" role="img" aria-label="size and divergence: {_esc(said)}">{"".join(out)}'
             f'<text x="{L}" y="{H - 2}">size of the file, and mean KL in nats a token; dots measured, rings predicted</text></svg>')
@@ -393,7 +414,7 @@ class Live(_Callbacks):
         c, p = self.controls, self.panel
         c.figures.value, c.map.value, c.table.value = figures_html(p.figures(), p.context), map_html(p), table_html(p)
         c.samples.value = samples_html(p.samples)
-        c.code.value = f'<div class="cdt cdm"><div class="cdm-note">This type, to keep:</div><div class="cdm-code">{_esc(next_line(p))}</div></div>'
+        c.code.value = f'<div class="cdt cdm cdq-keep"><div class="cdm-note">This type, to keep:</div><div class="cdm-code">{_esc(next_line(p))}</div></div>'
 
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-live2
 def _begin(self, start):
