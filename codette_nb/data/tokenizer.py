@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'TURN', 'END_OF_TURN', 'RESERVED', 'TAGS', 'FIRST_BYTE', 'FIRST_FREE', 'SPLIT',
-           'BYTE_ALPHABET', 'TOKENIZERS', 'PieceType', 'Piece', 'Tokenizer', 'reserved_pieces', 'unused_pieces',
-           'ByteTokenizer', 'SimpleTokenizer', 'model_proto', 'SentencePieceTokenizer', 'save_tokenizer',
-           'load_tokenizer']
+           'BYTE_ALPHABET', 'TOKENIZERS', 'PieceType', 'Piece', 'Encoding', 'Tokenizer', 'reserved_pieces',
+           'unused_pieces', 'ByteTokenizer', 'SimpleTokenizer', 'SentencePieceModel', 'model_proto',
+           'SentencePieceTokenizer', 'save_tokenizer', 'load_tokenizer']
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-imports
 import io, json, re, struct
@@ -36,9 +36,9 @@ FIRST_BYTE = len(RESERVED) + len(TAGS) # id of byte 0
 FIRST_FREE = FIRST_BYTE + 256          # id of the first learnt piece
 _CONTROL_RE = re.compile('(' + '|'.join(re.escape(t) for t in RESERVED if t != UNK) + ')')
 
-# %% ../../nbs/14_data.tokenizer.ipynb #tok-base
-class Tokenizer:
-    "What the three tokenizers share. Ids 0 to 5 are `<pad> <bos> <eos> <unk> <|im_start|> <|im_end|>`."
+# %% ../../nbs/14_data.tokenizer.ipynb #tok-encode
+class Encoding:
+    "From text to ids. Ids 0 to 5 are `<pad> <bos> <eos> <unk> <|im_start|> <|im_end|>`."
     kind = ''                               # 'sentencepiece', 'bytes' or 'words'
     pad_id, bos_id, eos_id, unk_id, turn_id, eot_id = range(6)
     add_bos, add_eos, template = True, False, CHAT_TEMPLATE # what begins and ends a text, and how a chat is written
@@ -71,6 +71,9 @@ class Tokenizer:
         # text -> id of the pieces that are looked for before the rest is cut
         return {t: i for i, t in enumerate(RESERVED) if t != UNK} if special else {}
 
+# %% ../../nbs/14_data.tokenizer.ipynb #tok-base
+class Tokenizer(Encoding):
+    "What all tokenizers share: text to ids, ids to text, documents."
     def decode(self,
         ids,            # token ids, list or 1-D tensor
         control=False,  # True shows control pieces, False drops them as llama.cpp does
@@ -210,6 +213,31 @@ class SimpleTokenizer(ByteTokenizer):
         self._build([w for w, _ in top], None)
         return self
 
+# %% ../../nbs/14_data.tokenizer.ipynb #tok-spm-model
+class SentencePieceModel(Tokenizer):
+    "What cuts text by a trained model of SentencePiece."
+    kind = 'sentencepiece'
+
+    def _open(self, proto):
+        import sentencepiece as spm
+        try: self.sp = spm.SentencePieceProcessor(model_proto=proto)
+        except (RuntimeError, TypeError) as e: raise CodetteError("tokenizer.model is not a SentencePiece model") from e
+        self.proto, self._bytes = proto, None
+        self._pieces = [self._piece(i) for i in range(self.sp.vocab_size())]
+
+    def _piece(self, i):
+        sp, T, text = self.sp, PieceType, self.sp.id_to_piece(i)
+        kind = (T.UNUSED if sp.is_unused(i) or sp.is_unknown(i) else T.BYTE if sp.is_byte(i) else T.CONTROL if sp.is_control(i) else
+                T.USER_DEFINED if text in TAGS else T.NORMAL)
+        return Piece(text, kind, sp.get_score(i))
+
+    def _encode_plain(self, texts): return self.sp.encode(texts) if self.fitted else self.pieces()
+
+    def _piece_bytes(self, p):
+        if p.type == PieceType.BYTE: return bytes([int(p.text[3:5], 16)])
+        if p.type == PieceType.NORMAL: return p.text.replace('\u2581', ' ').encode()
+        return p.text.encode() if p.type == PieceType.USER_DEFINED else b''
+
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-spm-train
 def _train(texts, size):
     import sentencepiece as spm
@@ -254,10 +282,8 @@ def model_proto(
     return _entries(pieces) + _field(2, trainer) + _field(3, _field(1, b'identity') + _field(3, int(space_prefix)) + _field(4, 0) + _field(5, 1))
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-spm
-class SentencePieceTokenizer(Tokenizer):
+class SentencePieceTokenizer(SentencePieceModel):
     "Byte-pair encoding by SentencePiece, in the one setting that llama.cpp reproduces."
-    kind = 'sentencepiece'
-
     def __init__(self,
         vocab_size=32768,   # pieces in all, 269 of them reserved or bytes
         strict=False,       # True: raise if the text cannot fill the vocabulary; False: fill up with unused pieces
@@ -268,19 +294,6 @@ class SentencePieceTokenizer(Tokenizer):
         self.wanted, self.strict, self.proto = vocab_size, strict, None
         if proto: self._open(proto)
 
-    def _open(self, proto):
-        import sentencepiece as spm
-        try: self.sp = spm.SentencePieceProcessor(model_proto=proto)
-        except (RuntimeError, TypeError) as e: raise CodetteError("tokenizer.model is not a SentencePiece model") from e
-        self.proto, self._bytes = proto, None
-        self._pieces = [self._piece(i) for i in range(self.sp.vocab_size())]
-
-    def _piece(self, i):
-        sp, T, text = self.sp, PieceType, self.sp.id_to_piece(i)
-        kind = (T.UNUSED if sp.is_unused(i) or sp.is_unknown(i) else T.BYTE if sp.is_byte(i) else T.CONTROL if sp.is_control(i) else
-                T.USER_DEFINED if text in TAGS else T.NORMAL)
-        return Piece(text, kind, sp.get_score(i))
-
     @property
     def fitted(self) -> bool: return self.proto is not None
 
@@ -290,13 +303,6 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int: return len(self._pieces) if self.fitted else self.wanted
-
-    def _encode_plain(self, texts): return self.sp.encode(texts) if self.fitted else self.pieces()
-
-    def _piece_bytes(self, p):
-        if p.type == PieceType.BYTE: return bytes([int(p.text[3:5], 16)])
-        if p.type == PieceType.NORMAL: return p.text.replace('\u2581', ' ').encode()
-        return p.text.encode() if p.type == PieceType.USER_DEFINED else b''
 
     def fit(self,
         texts, # training texts, as they are rendered; read once

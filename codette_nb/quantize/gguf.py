@@ -56,7 +56,7 @@ def refuse_pickle(
         raise CodetteError(f"{path} is a Python pickle, which can run any code when it is opened: "
                            f"give a checkpoint folder with {WEIGHTS}")
 
-# %% ../../nbs/41_quantize.gguf.ipynb #gg-open
+# %% ../../nbs/41_quantize.gguf.ipynb #gg-shapes
 def tensor_shapes(c: TransformerConfig):
     "The shape that each tensor of a checkpoint must have."
     d, f, k, v = c.hidden_size, c.intermediate_size, c.kv_size, c.vocab_size
@@ -67,6 +67,7 @@ def tensor_shapes(c: TransformerConfig):
         return shapes.get(module, (d,))[:None if kind == 'weight' else 1]
     return {n: shape(n) for n in tensor_names(c)}
 
+# %% ../../nbs/41_quantize.gguf.ipynb #gg-weights
 class Weights:
     "The tensors of one safetensors file or of several, on disk."
     def __init__(self,
@@ -90,6 +91,7 @@ def _files(path):
     if not isinstance(listed, dict) or not all(isinstance(f, str) and Path(f).name == f for f in listed.values()): raise CodetteError(f"{path} is not an index of weights")
     return [path.parent/f for f in sorted(set(listed.values()))]
 
+# %% ../../nbs/41_quantize.gguf.ipynb #gg-open
 def open_weights(
     weights,              # model.safetensors, or the index of several files
     c: TransformerConfig, # what config.json says
@@ -409,13 +411,44 @@ def remove_left_behind(
         except OSError: pass # it is gone, or somebody else's
     return removed
 
-# %% ../../nbs/41_quantize.gguf.ipynb #gg-conv
+# %% ../../nbs/41_quantize.gguf.ipynb #gg-plan
 def _refuse_importance(importance, stored):
     for name, w in importance.items():
         if name not in stored: raise CodetteError(f"the importance is of another model: it names {name}, and this model has no such tensor")
         if len(w) != stored[name][-1]: raise CodetteError(f"the importance is of another model: {name} has {len(w):,} columns in it, and {stored[name][-1]:,} here")
 
-class GGUFConverter:
+def _planned(conv, formats):
+    # facts of the model, type, label and plan of the file
+    c, shapes, names = conv.config, tensor_shapes(conv.config), {g: hf for hf, g in tensor_names(conv.config).items()}
+    stored = {g: shapes[hf] for g, hf in names.items()}
+    _refuse_importance(conv.importance, stored)
+    facts = ModelFacts(c.layout, c.num_layers, c.num_heads//c.kv_heads, bool(conv.importance))
+    choices = assign(conv.type, stored, facts)
+    for name, f in (formats or {}).items():
+        f = number_format(f); f.row_bytes(stored[one_of(name, list(stored), 'tensor')][-1])
+        choices[name] = Choice(f, f)
+    label = commonest(stored, choices) if formats else honest_type(conv.type, stored, choices)
+    plan = [TensorPlan(g, hf, stored[g], choices[g].format, choices[g].wanted, _turned_heads(c, g)) for g, hf in names.items()]
+    return facts, label if formats else conv.type, label, plan
+
+# %% ../../nbs/41_quantize.gguf.ipynb #gg-size
+class _Sized:
+    @property
+    def file_bytes(self) -> int:
+        "Bytes of the file, exactly; everything but the weights is written for it, to a temporary file."
+        whole = lambda n: -(-n//gguf.GGUF_DEFAULT_ALIGNMENT)*gguf.GGUF_DEFAULT_ALIGNMENT
+        with tempfile.TemporaryDirectory() as d:
+            with _begun(self, Path(d)/'head'): pass
+            return whole((Path(d)/'head').stat().st_size) + sum(whole(t.nbytes) for t in self.plan)
+
+    @property
+    def nbytes(self) -> int:
+        "Bytes to expect of the file, rounded up by at most a megabyte."
+        merges = sum(len(a.encode()) + len(b.encode()) + 9 for a, b in getattr(self.tokenizer, 'merges', ()))
+        return sum(t.nbytes + 128 for t in self.plan) + sum(len(p.text.encode()) + 16 for p in self.pieces) + merges + len(self.tokenizer.template or '') + (1 << 16)
+
+# %% ../../nbs/41_quantize.gguf.ipynb #gg-conv
+class GGUFConverter(_Sized):
     "Turns one checkpoint into one GGUF file."
     def __init__(self,
         checkpoint,            # checkpoint folder, run folder (of which the best checkpoint is taken), or a folder of `transformers`
@@ -432,32 +465,7 @@ class GGUFConverter:
         self.config, self.weights, self.tokenizer, self.sha256 = source.config, source.weights, source.tokenizer, source.sha256
         self.pieces = check_pieces(self.tokenizer, self.config.vocab_size)
         check_template(self.tokenizer)
-        shapes = tensor_shapes(self.config)
-        c, names = self.config, {g: hf for hf, g in tensor_names(self.config).items()}
-        stored = {g: shapes[hf] for g, hf in names.items()}
-        _refuse_importance(self.importance, stored)
-        self.facts = ModelFacts(c.layout, c.num_layers, c.num_heads//c.kv_heads, bool(self.importance))
-        choices = assign(self.type, stored, self.facts)
-        for name, f in (formats or {}).items():
-            f = number_format(f); f.row_bytes(stored[one_of(name, list(stored), 'tensor')][-1])
-            choices[name] = Choice(f, f)
-        self.label = commonest(stored, choices) if formats else honest_type(self.type, stored, choices)
-        if formats: self.type = self.label
-        self.plan = [TensorPlan(g, hf, stored[g], choices[g].format, choices[g].wanted, _turned_heads(c, g)) for g, hf in names.items()]
-
-    @property
-    def file_bytes(self) -> int:
-        "Bytes of the file, exactly; everything but the weights is written for it, to a temporary file."
-        whole = lambda n: -(-n//gguf.GGUF_DEFAULT_ALIGNMENT)*gguf.GGUF_DEFAULT_ALIGNMENT
-        with tempfile.TemporaryDirectory() as d:
-            with _begun(self, Path(d)/'head'): pass
-            return whole((Path(d)/'head').stat().st_size) + sum(whole(t.nbytes) for t in self.plan)
-
-    @property
-    def nbytes(self) -> int:
-        "Bytes to expect of the file, rounded up by at most a megabyte."
-        merges = sum(len(a.encode()) + len(b.encode()) + 9 for a, b in getattr(self.tokenizer, 'merges', ()))
-        return sum(t.nbytes + 128 for t in self.plan) + sum(len(p.text.encode()) + 16 for p in self.pieces) + merges + len(self.tokenizer.template or '') + (1 << 16)
+        self.facts, self.type, self.label, self.plan = _planned(self, formats)
 
     def write(self,
         path,         # file to write, `str` or `Path`; its folder is created
