@@ -95,12 +95,13 @@ def apply_gradient(
     for s in slices(p): round_stochastic(p[s].float().mul_(keep).sub_(part(s), alpha=rate), p[s], generator)
     return squares
 
-# %% ../../nbs/31b_train.lowmemory.ipynb #lm-class
+# %% ../../nbs/31b_train.lowmemory.ipynb #lm-wrong
 def _refuse(params, grad_accum):
     if grad_accum != 1: raise CodetteError(f"grad_accum is {grad_accum}: it must be 1 in low-memory mode, which applies each gradient as soon as it is there")
     wrong = next((k for k, p in params.items() if p.dtype != torch.bfloat16), None)
     if wrong: raise CodetteError(f"{wrong} is {params[wrong].dtype}: low-memory mode trains bfloat16 weights, so make the model with create_low_memory_model")
 
+# %% ../../nbs/31b_train.lowmemory.ipynb #lm-class
 class LowMemory:
     "Adafactor on bfloat16 weights, with stochastic rounding, each step taken inside the backward pass."
     def __init__(self,
