@@ -206,7 +206,17 @@ def pairs(texts):
     pieces = [Piece(at[i], PieceType.CONTROL if at[i] in special else PieceType.NORMAL, 0.) for i in range(len(at))]
     return BytePairTokenizer(pieces, json.loads(tok.to_str())['model']['merges'], 'gpt-2', dict(bos_id=0, eos_id=1, pad_id=2), template='{% for m in messages %}{{ m.content }}{% endfor %}').pad_to(288) # no filling behind the last tensor
 
-@pytest.fixture(scope='module', params=['sentencepiece', 'words', 'pairs'])
+def others(texts):
+    "SentencePiece as others train it: another order of pieces, a space in front."
+    import io, sentencepiece as spm
+    from codette_nb.data.sentencepieces import PieceTokenizer, read_model
+    out = io.BytesIO()
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out, model_type='bpe', vocab_size=285, byte_fallback=True, normalization_rule_name='identity',
+                                   remove_extra_whitespaces=False, control_symbols=['<|im_end|>'], minloglevel=2, num_threads=1, hard_vocab_limit=False)
+    pieces, _, space = read_model(out.getvalue())
+    return PieceTokenizer(pieces, dict(unk_id=0, bos_id=1, eos_id=2), space, template='{% for m in messages %}{{ m.content }}{% endfor %}').pad_to(288)
+
+@pytest.fixture(scope='module', params=['sentencepiece', 'words', 'pairs', 'others'])
 def whole(request, tmp_path_factory):
     "A small file as this package writes it."
     from codette_nb.data.tokenizer import SentencePieceTokenizer, SimpleTokenizer
@@ -215,7 +225,7 @@ def whole(request, tmp_path_factory):
     from codette_nb.quantize.gguf import convert_checkpoint_to_gguf
     from codette_nb.train.checkpoint import save_checkpoint
     sample = ['The sun rises in the east and sets in the west. ']*20
-    tok = pairs(sample) if request.param == 'pairs' else SentencePieceTokenizer(290).fit(sample) if request.param == 'sentencepiece' else SimpleTokenizer(280).fit(sample)
+    tok = pairs(sample) if request.param == 'pairs' else others(sample) if request.param == 'others' else SentencePieceTokenizer(290).fit(sample) if request.param == 'sentencepiece' else SimpleTokenizer(280).fit(sample)
     folder = tmp_path_factory.mktemp(request.param)
     other = dict(layout='llama', num_kv_heads=1, tied=False) if request.param == 'pairs' else {}
     save_checkpoint(folder/'checkpoint', create_codette_model(TransformerConfig(tok.vocab_size, 32, 32, 1, 2, 128, **other)), tok)

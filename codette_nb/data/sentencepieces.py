@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'fields', 'read_model', 'check_merging', 'PieceTokenizer', '
 import struct
 from pathlib import Path
 from ..core import CodetteError, read_json
-from .bytepair import ForeignTokenizer, _ends, _named_pieces, _refuse_looking, _template, read_bytepair, save_foreign, with_one_bos
+from .bytepair import LONGEST, ForeignTokenizer, _ends, _named_pieces, _refuse_looking, _template, read_bytepair, save_foreign, with_one_bos
 from .tokenizer import TOKENIZERS, Piece, PieceType, SentencePieceTokenizer, _merging, model_proto
 
 # %% ../../nbs/14c_data.sentencepieces.ipynb #sp-fields
@@ -85,6 +85,7 @@ def check_merging(
     "Raise `CodetteError` if llama.cpp could make a piece of plain text that SentencePiece does not."
     texts, kinds = {p.text for p in pieces}, {PieceType.CONTROL: 'a control piece', PieceType.UNKNOWN: 'the unknown piece', PieceType.UNUSED: 'unused', PieceType.BYTE: 'a byte'}
     for p in pieces:
+        if p.type in kinds and len(p.text) > LONGEST: raise CodetteError(f"the piece {p.text[:20]!r}… is {kinds[p.type]} and has {len(p.text):,} characters: {LONGEST} are the most")
         if p.type in kinds and _can_be_made(p.text, texts): raise CodetteError(f"the piece {p.text[:100]!r} is {kinds[p.type]}, and llama.cpp would make it of plain text by merging")
         if p.type not in (PieceType.NORMAL, PieceType.BYTE) and '\u2581' in p.text: raise CodetteError(f"the piece {p.text[:100]!r} is found first and is spelt with '\u2581', where llama.cpp would not find a space")
     missing = [b for b, text in enumerate(map('<0x{:02X}>'.format, range(256))) if text not in texts]
