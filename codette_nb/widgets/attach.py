@@ -60,7 +60,7 @@ class Attached(Asking):
         return list(read_json(saved[-1]).get('sampler', {}).get('tokens', {})) if saved else []
 
     def _send(self, command, args): tell_run(self.folder, command, **args)
-    def __repr__(self): return f'Attached({self.folder.as_posix()!r}: {summary(self.history)})'
+    def __repr__(self): return f'Attached({self.folder.as_posix()!r}: {summary(self.history, self.status)})'
 
 # %% ../../nbs/60b_widgets.attach.ipynb #attach-follow
 def _follow(self):
@@ -202,7 +202,7 @@ class Overlay:
     def rows(self) -> list[dict]: return overlay_rows(self.histories)
     def png(self) -> bytes: return overlay_png(self.histories, self.x)
     def _repr_html_(self): return STYLE + overlay_html(self.histories, self.x)
-    def __repr__(self): return '\n'.join(f'{n}: {summary(h)}' for n, h in self.histories.items())
+    def __repr__(self): return '\n'.join(f"{n}: {summary(h, getattr(r, 'status', None))}" for r, (n, h) in zip(self._runs, self.histories.items()))
 
 # %% ../../nbs/60b_widgets.attach.ipynb #attach-show
 def _static(self):
@@ -240,7 +240,7 @@ def _live(self):
 def show_overlay(self):
     "Show the runs, alive as long as one of them goes on."
     from IPython.display import display
-    if _no_panel(): return print(self)
+    if reason := _no_panel(): return print(f'No live panel, because {reason}.\n{self}')
     if not self.going: return display(self.static(), raw=True, metadata=_WIDE)
     self.handle = display({**self.widgets()._repr_mimebundle_(), 'text/plain': NO_WIDGETS}, raw=True, display_id=True)
     self.below = display(self.static(), raw=True, metadata=_WIDE, display_id=True)
@@ -257,7 +257,7 @@ def panel(
     budget: float = .02, # share of the time that drawing may take, at most
 ):                       # `Attached`, or `Overlay` of several
     "Show a run by its folder, also one that another process is doing: `panel('runs/codette')`."
-    if not runs: raise CodetteError("give the folder of a run: panel('runs/codette')")
+    if not runs or not all(isinstance(r, (str, os.PathLike)) for r in runs): raise CodetteError("give the folder of a run: panel('runs/codette')")
     if len(runs) > 1:
         if before := _shown.pop(key := tuple(Path(r).resolve() for r in runs), None): before.leave()
         _shown[key] = shown = Overlay(*runs); shown.show()
@@ -265,13 +265,13 @@ def panel(
     run = Attached(runs[0])
     if before := _shown.pop(run.folder.resolve(), None): before.leave()
     if not run.history.going: run._done.set()
-    if reason := _no_panel(): print(f'No live panel, because {reason}.\n{summary(run.history)}'); return run
+    run._watch(0)
+    if reason := _no_panel(): print(f'No live panel, because {reason}.\n{summary(run.history, run.status)}'); return run
     from IPython.display import display
     if run.done:
         display({'text/plain': f'{summary(run.history)}\n{how_back(run.folder)}',
                  'image/png': base64.b64encode(history_png(run.history)).decode()}, raw=True, metadata=_WIDE)
         return run
-    run._watch(0)
     run.panel = Panel(run, every, budget)
     run.panel.display()
     _shown[run.folder.resolve()] = run

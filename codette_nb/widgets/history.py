@@ -224,11 +224,12 @@ class RunFile:
         return taken
 
     def read_all(self) -> History:
-        "Take all that is there now."
+        "Take all that is there now; raises `CodetteError` where no line is an event."
         while self.position < os.path.getsize(self.path):
             before = self.position
             self.read()
             if self.position == before: break # the rest is half a line
+        if self.history.problems and not self.history.last: raise CodetteError(f"{self.path} holds no events of a run: {self.history.problems[0]}")
         return self.history
 
     def _take(self, line):
