@@ -201,8 +201,8 @@ class Gathering(Packing):
 
     def batch_and_tokens(self, epoch, index):
         "A batch, and how many tokens of each source (S,) are in it."
-        T, bos, tokens = self.context + 1, self.tokenizer.bos_id, [0]*len(self.shards.counts)
-        fill = self.tokenizer.eos_id if self.tokenizer.pad_id is None else self.tokenizer.pad_id # a tokenizer of others may have none
+        T, bos, eos, tokens = self.context + 1, self.tokenizer.bos_id, self.tokenizer.eos_id, [0]*len(self.shards.counts)
+        fill = eos if self.tokenizer.pad_id is None else self.tokenizer.pad_id # a tokenizer of others may have none
         out = np.full((len(index), T), fill, dtype=np.int64)
         valid = np.zeros((len(index), T), dtype=bool)
         for row, i in enumerate(index):
@@ -212,7 +212,8 @@ class Gathering(Packing):
                 out[row, at:at+n] = self.shards.shard(int(where[d]))[0][s:s+n]; at += n
                 tokens[docs['source'][d]] += n
             valid[row, :at] = True
-        y = np.where(valid[:, 1:] & (out[:, 1:] != bos), out[:, 1:], -100)
+        begins = (out[:, 1:] == bos) & ((bos != eos) | (out[:, :-1] == eos)) # where one piece does for both, the second of two
+        y = np.where(valid[:, 1:] & ~begins, out[:, 1:], -100)
         return out[:, :-1], y, np.array(tokens)
 
 # %% ../../nbs/15_data.packing.ipynb #pack-dataset

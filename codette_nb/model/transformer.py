@@ -221,13 +221,19 @@ class CustomTransformer(Layered):
 
     def num_parameters(self) -> int: return sum(p.numel() for p in self.parameters())
 
+    def hidden(self,
+        ids_bt, # token ids, int64
+    ):          # (B, T, C), what the head makes logits of
+        "Everything but the head; raises `CodetteError` where there are more tokens than the context has room for."
+        T = ids_bt.shape[1]
+        if T > self.config.context_length: raise CodetteError(f"{T} tokens are more than this model's context of {self.config.context_length}")
+        return self.norm(self._layers(self.dropout(self.embed_tokens(ids_bt))))
+
     def forward(self,
         ids_bt,          # token ids, int64
         targets_bt=None, # what should come next, −100 where it does not count; None for logits
     ):                   # logits (B, T, V), or the mean loss in nats
-        T = ids_bt.shape[1]
-        if T > self.config.context_length: raise CodetteError(f"{T} tokens are more than this model's context of {self.config.context_length}")
-        h_btc = self.norm(self._layers(self.dropout(self.embed_tokens(ids_bt))))
+        h_btc = self.hidden(ids_bt)
         if targets_bt is None: return F.linear(h_btc, self.head)
         return head_loss(h_btc, self.head, targets_bt)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean, median
 import numpy as np
 import torch
+import torch.nn.functional as F
 from ..core import CodetteError, require_space
 from ..data.records import Record
 from ..data.shards import Shards
@@ -298,9 +299,9 @@ def reproduced(
     "How far the model continues each prefix to the letter."
     was, ids, out = model.training, torch.as_tensor(np.asarray(spans, dtype=np.int64)), []
     model.eval()
-    for part in ids.split(max(1, (1 << 24)//(ids.shape[1]*model.config.vocab_size))):
+    for part in ids.split(max(1, (1 << 20)//((ids.shape[1] - prefix)*model.config.vocab_size))): # 4 MiB of logits at a time
         part = part.to(model.device)
-        hits = model(part[:, :-1])[:, prefix - 1:].argmax(-1) == part[:, prefix:]
+        hits = F.linear(model.hidden(part[:, :-1])[:, prefix - 1:], model.head).argmax(-1) == part[:, prefix:]
         out.append(hits.int().cumprod(1).sum(1).cpu().numpy())
     model.train(was)
     return np.concatenate(out)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
+import torch.nn.functional as F
 from ..core import CodetteError, read_json, set_seed, write_json
 from ..data.packing import Prefetch, Sampler, TextDataset
 from ..data.records import Record, render
@@ -41,14 +42,15 @@ def measure(
     was, nats, right, tokens, n_bytes = model.training, 0., 0, 0, 0
     model.eval()
     lengths, n = byte_lengths(dataset.tokenizer), min(windows, len(dataset))
-    batch_size = max(1, min(16, (1 << 22)//(dataset.context*dataset.tokenizer.vocab_size))) # 16 MiB of logits where that is possible: measuring must not take more memory than training
+    batch_size, rows = max(1, min(16, 4096//dataset.context)), max(1, (1 << 20)//len(model.head)) # 4 MiB of logits: measuring must not take more memory than training
     for i in range(0, n, batch_size):
-        x, y = map(torch.from_numpy, dataset.batch(0, range(i, min(n, i + batch_size))))
-        x, y = x.to(model.device), y.to(model.device)
-        with autocast() if autocast else torch.autocast('cpu', enabled=False): logits = model(x).float()
+        x, y = (torch.from_numpy(a).to(model.device) for a in dataset.batch(0, range(i, min(n, i + batch_size))))
+        with autocast() if autocast else torch.autocast('cpu', enabled=False):
+            for h_nc, y_n in zip(model.hidden(x).flatten(0, 1).split(rows), y.flatten().split(rows)):
+                logits, keep = F.linear(h_nc, model.head).float(), y_n >= 0
+                nats += F.cross_entropy(logits, y_n.where(keep, -100), reduction='sum').item()
+                right += (logits.argmax(-1) == y_n)[keep].sum().item()
         keep = y >= 0
-        nats += torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.where(keep, -100).flatten(), reduction='sum').item()
-        right += (logits.argmax(-1) == y)[keep].sum().item()
         tokens += keep.sum().item(); n_bytes += int(lengths[y[keep].cpu().numpy()].sum())
     model.train(was)
     return dict(loss=nats/tokens, accuracy=right/tokens, bits_per_byte=nats/math.log(2)/max(1, n_bytes), tokens=tokens)

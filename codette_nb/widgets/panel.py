@@ -479,6 +479,8 @@ class TrainingPanel:
         run = Run(self.trainer, self._history())
         reason = self._show(run)
         if not reason:
+            from codette_nb.train.probe import release_threads # here, since the mixer's panel uses this room without PyTorch
+            release_threads()                                  # lest a second pool of them slow every step
             run.thread.start()
             return run
         print(f'No live panel, because {reason}: the trainer prints instead.')
