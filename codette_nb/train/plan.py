@@ -616,8 +616,9 @@ def _rehearsals(planner, sizes):
         usable = [o for o in options if planner.usable(o)]
         if not usable: return options, None
         timed, best = [o for o in usable if o.timed], min(usable, key=planner.loss)
-        spent = time.perf_counter() - planner.begun
-        if best.timed or (spent + 6*best.step > limit and (timed or spent > limit)): return options, best if best.timed or not timed else min(timed, key=planner.loss)
+        over = (time.perf_counter() - planner.begun + 6*best.step)/limit
+        if best.timed or over > 1.5 and not timed: return options, best
+        if over > 1 and timed: return options, min(timed, key=planner.loss)
         planner.rehearse(best.model, planner.training(best.model, best.batch))
 
 # %% ../../nbs/34_train.plan.ipynb #pl-compiled
