@@ -19,7 +19,7 @@ from ..data.records import FORMS, ROLES, Record, forms, render
 from ..data.sources import SOURCES, families
 from ..data.tokenizer import TAGS
 from .history import PALETTE, STYLE, _drawable, _esc, _png
-from .panel import _WIDE, _by_itself, _Callbacks, _no_panel, _said
+from .panel import _WIDE, _by_itself, _Callbacks, _no_panel, _said, _soon
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-size
 def _nbytes(record): return len(render(record).encode('utf-8', 'surrogatepass'))
@@ -523,8 +523,9 @@ class Live(_Callbacks):
         self.lock, self.say = panel._lock, c.say
         for x in (*(s.knob for s in c.weights.values()), c.temperature.knob, *c.forms.values()): x.observe(self.safely(self.changed), 'value')
         c.source.observe(self.safely(self.choose), 'value'); c.category.observe(self.safely(self.narrow), 'value')
-        for button, act in ((c.reset, panel.reset), (c.take, self.take), (c.measure, self.measure), (c.another, self.another), (c.save, self.save)):
+        for button, act in ((c.reset, panel.reset), (c.take, self.take), (c.measure, self.measure), (c.another, self.another)):
             button.on_click(self.safely(act))
+        c.save.on_click(_soon(self.safely(self.save)))
         self.categories(); self.paint()
 
     def put(self):

@@ -174,6 +174,10 @@ def _by_itself():
     try: yield
     finally: _own.moves = before
 
+def _soon(callback):
+    "`callback` in 0.3 s: a front end may send a click, or Enter, ahead of the text that was typed before it."
+    return lambda _=None: threading.Timer(.3, callback).start()
+
 class _Callbacks:
     "Callbacks that never raise, one at a time. Needs `say`, an HTML widget, and `lock`."
     def safely(self, act, words=None):
@@ -276,10 +280,10 @@ def _wire(top: _Top, hand: _Hand, run):
     hand.lr.observe(asking(lambda: run.set_lr(float(f'{hand.lr.value:.3g}')), lambda: f'learning rate × {hand.lr.value:.2f}'), 'value')
     hand.plan.on_click(lambda _: setattr(hand.lr, 'value', 1.))
     sample = asking(lambda: run.sample_now(hand.prompt.value or None), lambda: 'a sample')
-    hand.sample.on_click(sample)
+    hand.sample.on_click(_soon(sample))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning) # Enter in the text box has no other way to be heard
-        hand.prompt.on_submit(lambda _: threading.Timer(.3, sample).start())
+        hand.prompt.on_submit(_soon(sample))
     hand.save.on_click(asking(run.checkpoint_now, lambda: 'a checkpoint'))
     hand.mix.observe(lambda c: setattr(hand.mixture.layout, 'display', None if c['new'] else 'none'), 'value')
     mixture = asking(lambda: run.set_weights({k: round(s.value, 3) for k, s in hand.weights.items()}), lambda: 'a mixture')

@@ -23,7 +23,7 @@ from ..quantize.verify import llama_memory
 from ..train.checkpoint import LanguageModel
 from .history import STYLE, _esc
 from .mixer import MIX_STYLE
-from .panel import _by_itself, _Callbacks, _no_panel, _said
+from .panel import _by_itself, _Callbacks, _no_panel, _said, _soon
 
 # %% ../../nbs/62_widgets.quantizer.ipynb #qp-memory
 REPACKED = 'Q4_0', 'Q4_K' # on a processor with AVX2
@@ -397,7 +397,8 @@ class Live(_Callbacks):
         c = self.controls = _Controls(panel)
         self.panel, self.lock, self.say = panel, panel._lock, c.say
         for x in c.type, c.context: x.observe(self.safely(self.changed, lambda: ''), 'value')
-        for b, act in ((c.measure, self.measure), (c.all, self.measure_all), (c.stop, self.stop), (c.ask, self.ask), (c.save, self.save)): b.on_click(self.safely(act, lambda: ''))
+        for b, act in ((c.measure, self.measure), (c.all, self.measure_all), (c.stop, self.stop)): b.on_click(self.safely(act, lambda: ''))
+        for b, act in ((c.ask, self.ask), (c.save, self.save)): b.on_click(_soon(self.safely(act, lambda: '')))
         self.paint()
 
     def put(self):
