@@ -94,7 +94,7 @@ class Decoder:
     "A model's weights laid out for generating, and the keys and values of what was read."
     @torch.inference_mode()
     def __init__(self,
-        model: CustomTransformer, # any; it is not changed, and later changes to it are not seen
+        model: CustomTransformer, # any; it is not changed. Most weights are looked at where they are: after training on, make another
         batch=1,                  # texts at a time
         size: int|None=None,      # tokens to hold for each, padding included; None for the whole context
         precision='float32',      # of the matrices; 'bfloat16' rounds them to half the bytes
@@ -113,7 +113,8 @@ class Decoder:
             a, f, llama = l.self_attn, l.mlp, c.layout == 'llama'
             steps = (a.q_proj, a.k_proj, a.v_proj), (a.o_proj,), (f.gate_proj, f.up_proj) if llama else (f.c_fc,), (f.down_proj if llama else f.c_proj,)
             self.layers.append((_gains(l.input_layernorm), _gains(l.post_attention_layernorm), *((of(*m, k='weight'), of(*m, k='bias')) for m in steps)))
-        self.head = _in_blocks(F.pad(model.head, (0, 0, 0, rest)).to(self.dtype) if (rest := -c.vocab_size % BLOCKS) else model.head.to(self.dtype)), None
+        head = F.pad(model.head, (0, 0, 0, -c.vocab_size % BLOCKS)) if c.vocab_size % BLOCKS else model.head # rows that `read` cuts off again
+        self.head = _in_blocks(head.to(self.dtype)), None
         half = c.head_size//2
         self.turn_td = torch.complex(model.rope.cos[:, :half].float(), model.rope.sin[:, :half].float())    # (context, D/2)
         self.kv = self.embed.new_zeros(c.num_layers, 2, batch, c.kv_heads, size or c.context_length, c.head_size)
