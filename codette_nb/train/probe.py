@@ -73,6 +73,7 @@ class Choice:
     def _repr_html_(self): return f"<pre>{text_table([['tried', 'ms'], *[[k, f'{v:.0f}'] for k, v in self.timings.items()]])}</pre><p>{self}</p>"
     def to_dict(self) -> dict: return asdict(self)
 
+# %% ../../nbs/31c_train.probe.ipynb #pb-probe
 COMPILE_FROM = 600. # seconds of training below which compiling is not tried
 FASTEST = dict(cpu=1e12, cuda=2e14, mps=1e13) # operations a second that such a device hardly exceeds: a run is not taken for longer than it is
 
