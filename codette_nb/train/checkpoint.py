@@ -301,11 +301,13 @@ def check_checkpoint(
         why = f"it holds the pickle {found[0]}, which is never opened" if found else f"it has no {MANIFEST}, so it was not written to the end or is something else"
         raise CodetteError(f"{folder} is not a checkpoint: {why}")
     manifest = read_json(folder/MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get('files'), dict): raise CodetteError(f"{folder/MANIFEST} is not the manifest of a checkpoint")
+    files = manifest.get('files') if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(f, dict) and {'bytes', 'sha256'} <= f.keys() for f in files.values()):
+        raise CodetteError(f"{folder/MANIFEST} is not the manifest of a checkpoint")
     if manifest.get('version') != LAYOUT:
         raise CodetteError(f"{folder} is a checkpoint of version {manifest.get('version')}: this codette_nb reads version {LAYOUT}")
-    for name in sorted({'config.json', WEIGHTS} - manifest['files'].keys()): raise CodetteError(f"{folder/MANIFEST} does not list {name}: this is no whole checkpoint")
-    for name, want in manifest['files'].items():
+    for name in sorted({'config.json', WEIGHTS} - files.keys()): raise CodetteError(f"{folder/MANIFEST} does not list {name}: this is no whole checkpoint")
+    for name, want in files.items():
         p = folder/name
         if Path(name).name != name or not p.is_file(): raise CodetteError(f"the checkpoint {folder} is damaged: {name} is missing")
         if p.stat().st_size != want['bytes'] or (hashes and _sha256(p) != want['sha256']):

@@ -48,6 +48,7 @@ def holder(
     path = Path(run)/LOCK
     try: fd = os.open(path, os.O_RDWR)
     except FileNotFoundError: return None
+    except OSError: fd = os.open(path, os.O_RDONLY) # of another user, or on a disk that cannot be written: it can still be asked
     try: return _read(path) if _take(fd) is False else None
     finally: os.close(fd)
 
