@@ -131,7 +131,7 @@ def test_without_a_modelfile(run, tmp_path):
     with pytest.raises(CodetteError, match='the chat template is none that is known in the language of Ollama'): create_fields(path)
 
 @pytest.mark.parametrize('text, says', [('FROM ./other.gguf', 'is FROM ./other.gguf'), ('FROM llama3', 'is FROM llama3'), ('FROM ./model.gguf\nADAPTER ./x', 'for adapter'),
-                                        ('FROM ./model.gguf\nMESSAGE user hello', 'for user'), ('TEMPLATE x', 'has no FROM line')])
+                                        ('FROM ./model.gguf\nMESSAGE user hello', 'for message'), ('TEMPLATE x', 'has no FROM line')])
 def test_a_modelfile_that_is_not_sent(run, tmp_path, text, says):
     (tmp_path/'model.gguf').write_bytes((run/'model.gguf').read_bytes())
     (tmp_path/'Modelfile').write_text(text)

@@ -1,8 +1,9 @@
 "Ollama's Go template writes what the Jinja template writes."
-import json, re, shutil, subprocess
+import json, random, re, shutil, subprocess
 import pytest
+from codette_nb.core import CodetteError
 from codette_nb.data.records import render_chat
-from codette_nb.quantize.ollama import OLLAMA_TEMPLATE, go_template, read_modelfile, write_modelfile
+from codette_nb.quantize.ollama import COMMANDS, OLLAMA_TEMPLATE, ROLES, go_template, read_modelfile, write_modelfile
 
 CALC = {'name': 'calculate', 'description': 'Work out an expression.',
         'parameters': {'type': 'object', 'properties': {'expression': {'type': 'string'}, 'digits': {'type': 'integer'}}}}
@@ -148,3 +149,53 @@ def test_templates_agree_in_go(tmp_path):
 def test_modelfile_carries_the_template(tmp_path):
     write_modelfile(tmp_path/'Modelfile', 'model.gguf')
     assert dict(read_modelfile(tmp_path/'Modelfile'))['template'] == OLLAMA_TEMPLATE
+
+# --- Ollama's reader of Modelfiles: a machine that looks at one character after the other ---------------------------------
+
+def ollama_reads(text):
+    "Pairs as from `read_modelfile`, or None where Ollama refuses the text."
+    def unquoted(s):
+        for q in ('"""', '"'):
+            if s.startswith(q): return s[len(q):-len(q)] if s.endswith(q) and len(s) >= 2*len(q) else None
+        return s
+    state, kept, name, out = 'between', '', '', []
+    for c in text.removeprefix('\ufeff'):
+        seen = c if c.isprintable() else ''
+        if state == 'comment': state = 'between' if c in '\r\n' else state
+        elif state == 'between':
+            if c == '#': state = 'comment'
+            elif c not in ' \t\r\n': state, kept = 'command', seen
+        elif state == 'command':
+            if c in ' \t':
+                if (name := kept.lower()) not in COMMANDS: return None
+                state, kept = {'parameter': 'name', 'message': 'role'}.get(name, 'value'), ''
+            elif not (c.isascii() and c.isalpha()): return None
+            else: kept += c
+        elif state in ('name', 'role'):
+            if c in ' \t':
+                if state == 'role' and kept not in ROLES or not kept: return None # an empty name is refused later, as a parameter that is not known
+                name, state, kept = kept if state == 'name' else f'message {kept}', 'value', ''
+            elif not (c.isascii() and (c.isalnum() or c == '_')): return None
+            else: kept += c
+        elif c in '\r\n' and (value := unquoted(kept.strip())) is not None:
+            out.append((name, value)); state, kept = 'between', ''
+        else: kept += seen or c*(c in '\t\r\n')
+    if state == 'value' and (value := unquoted(kept.strip())) is not None: out.append((name, value)); state = 'between'
+    if state not in ('between', 'comment') or not any(k == 'from' for k, _ in out): return None
+    return [(k.split()[0], f'{k.split()[1]}: {v}' if ' ' in k else v) for k, v in out]
+
+PARTS = ['FROM', 'from', 'TEMPLATE', 'SYSTEM', 'PARAMETER', 'MESSAGE', 'LICENSE', '# c', '"', '"""', '""', '\n', '\r\n', '\r', '\t', ' ', '  ', 'x', './m.gguf', 'stop', '0.8', 'top-p', 'user',
+         'system', 'role', 'é', '\xa0', '\u3000', '\u200b', '{{ .X }}', '\0', 'a b', '#', '"a"', '"""b\nc"""', 'FROM ./m.gguf\n', 'PARAMETER stop "x"\n', 'SYSTEM """a\r\nb"""\n', 'top_k', '\ufeff']
+
+def test_modelfiles_are_read_as_ollama_reads_them(tmp_path):
+    "Commands, quotes, line breaks and unprintable characters in any order."
+    rng, path, taken = random.Random(0), tmp_path/'Modelfile', 0
+    names = lambda text: re.search(r'(?i)parameter[ \t](model|from|system|user|assistant|template|license|parameter|message)[ \t]', text) # a parameter called like a command is refused here
+    for _ in range(4000):
+        text = 'FROM ./m.gguf\n'*(rng.random() < .6) + ''.join(rng.choice(PARTS) + ' '*rng.randrange(2) for _ in range(rng.randint(1, 9)))
+        path.write_bytes(text.encode())
+        try: mine = read_modelfile(path)
+        except CodetteError: mine = None
+        if not names(text): assert mine == ollama_reads(text), text
+        taken += mine is not None
+    assert taken > 300
