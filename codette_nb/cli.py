@@ -10,14 +10,14 @@ __all__ = ['SIZES', 'TWICE', 'make_parser', 'quick', 'train', 'control', 'compar
 # %% ../nbs/91_cli.ipynb #cli-imports
 import argparse, errno, json, os, sys
 from . import __version__
-from .core import CodetteError, text_table
+from .core import CodetteError, check_picture, command_line, save_picture, text_table
 
 # %% ../nbs/91_cli.ipynb #cli-parser
 SIZES = 'nano', 'micro', 'mini', 'small', 'medium', 'large', 'xlarge'
 
 def _command(sub, name, help, example, func):
     p = sub.add_parser(name, help=help, description=help, epilog=f'example:\n  {example}', formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.set_defaults(func=func)
+    p.set_defaults(func=func, parser=p)
     return p
 
 def _mix_options(p):
@@ -62,7 +62,8 @@ def _gguf_commands(sub):
     p.add_argument('--keys', action='store_true', help='print the metadata too')
     p.add_argument('--tensors', action='store_true', help='print every tensor with its type, shape and size')
     p.add_argument('--tensor', default=None, metavar='NAME', help='print the figures of the weights of one tensor')
-    p.add_argument('--picture', default=None, metavar='FILE', help='their histogram, .png or .svg')
+    p.add_argument('--picture', default=None, metavar='FILE', help='their histogram, .png, .svg or .pdf')
+    p.add_argument('--force', action='store_true', help='replace a picture that is there')
     _output_options(p)
 
     p = _command(sub, 'types', 'Every file type of a model beside the others, measured in llama.cpp: size, divergence, best tokens, perplexity. Nothing is kept but the page.',
@@ -108,7 +109,7 @@ def _training_commands(sub):
     p.add_argument('--vocab', type=int, default=None, help="pieces of the tokenizer, which the text must be able to fill (default: the size's own)")
     p.add_argument('--layout', default='starcoder2', help='starcoder2, or llama: RMSNorm, gated feed-forward network, no biases (default: %(default)s)')
     p.add_argument('--shards', default='', metavar='FOLDER', help='train on what codette shards wrote, in place of samples and data')
-    p.add_argument('--resume', action='store_true', help='go on with the run in --out from its last checkpoint; only --steps may be changed')
+    p.add_argument('--resume', action='store_true', help='go on with the run in --out from its last checkpoint; of what it was begun with only --steps may be changed')
     p.add_argument('--low-memory', action='store_true', help='weights in bfloat16, updated layer by layer: a quarter of the memory, slower learning; for small and larger')
     _set_option(p)
     _run_options(p, 'runs/train'); _export_options(p); _output_options(p)
@@ -131,15 +132,16 @@ def _training_commands(sub):
 # %% ../nbs/91_cli.ipynb #cli-steering
 def _steering_commands(sub):
     p = _command(sub, 'control', 'Change a run that goes on in another process, at its next step.',
-                 'codette control runs/train lr 0.5\n  codette control runs/train weights prose=2 tool_use=0\n  codette control runs/train sample \'Once upon a time\'', control)
+                 'codette control runs/train lr 0.5\n  codette control runs/train weights prose=2 tool_use=0\n  codette control runs/train sample "Once upon a time"', control)
     p.add_argument('run', help='run folder')
     p.add_argument('command', help='pause, resume, stop, checkpoint, sample [TEXT], lr FACTOR, steps N or weights SOURCE=W …')
     p.add_argument('values', nargs='*', help='what the command needs')
 
     p = _command(sub, 'compare', 'Runs beside each other: what differs in their settings, and what came of it.',
-                 'codette compare runs/* --picture runs.png', compare_runs)
+                 'codette compare runs --picture runs.png', compare_runs)
     p.add_argument('runs', nargs='+', help='run folders, or folders of runs')
-    p.add_argument('--picture', default=None, metavar='FILE', help='their held-out losses in one picture, .png or .svg')
+    p.add_argument('--picture', default=None, metavar='FILE', help='their held-out losses in one picture, .png, .svg or .pdf')
+    p.add_argument('--force', action='store_true', help='replace a picture that is there')
     p.add_argument('--axis', default='step', help='of the picture: step, tokens or seconds (default: %(default)s)')
     p.add_argument('--tensorboard', default=None, metavar='FOLDER', help="write them as TensorBoard's event files (pip install codette_nb[tensorboard])")
     _output_options(p)
@@ -157,7 +159,8 @@ def _steering_commands(sub):
     p = _command(sub, 'find-lr', 'Raise the learning rate over some steps on a copy of a model, and say which rate learns fastest.',
                  'codette find-lr --size nano --data book.txt', find_rate)
     p.add_argument('--size', default='nano', help='(default: %(default)s)')
-    p.add_argument('--picture', default=None, metavar='FILE', help='the curve, .png or .svg')
+    p.add_argument('--picture', default=None, metavar='FILE', help='the curve, .png, .svg or .pdf')
+    p.add_argument('--force', action='store_true', help='replace a picture that is there')
     _set_option(p); _run_options(p, force=False)
 
 # %% ../nbs/91_cli.ipynb #cli-models
@@ -211,7 +214,7 @@ def _text_commands(sub):
     p.add_argument('--data', action='append', default=[], metavar='PATH[:WEIGHT]', help='your own text, and how often to read it; may be repeated')
     p.add_argument('--out', default=None, metavar='FILE', help='JSONL file to write (default: none)')
     p.add_argument('--held-out', default=None, metavar='FILE', help='JSONL file for the records kept for measuring')
-    p.add_argument('--picture', default=None, metavar='FILE', help='a picture of the mix, .png or .svg')
+    p.add_argument('--picture', default=None, metavar='FILE', help='a picture of the mix, .png, .svg or .pdf')
     p.add_argument('--show', type=int, default=0, metavar='K', help='print the first K records as the model reads them')
     p.add_argument('--workers', type=int, default=0, metavar='N', help='processes that generate (default: none but this one)')
     _mix_options(p)
@@ -247,7 +250,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'codette {__version__}')
     sub = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
     for commands in (_training_commands, _steering_commands, _model_commands, _text_commands): commands(sub)
-    p = _command(sub, 'chat', 'Talk to an exported model in llama.cpp, inside this process.', "codette chat runs/quick\n  codette chat runs/quick 'How many layers do you have?'", chat)
+    p = _command(sub, 'chat', 'Talk to an exported model in llama.cpp, inside this process.', 'codette chat runs/quick\n  codette chat runs/quick "How many layers do you have?"', chat)
     p.add_argument('run', help='run folder or GGUF file')
     p.add_argument('question', nargs='?', default=None, help='one question; without it, a conversation until Ctrl-D')
     p.add_argument('--temperature', type=float, default=.8, help='(default: %(default)s)')
@@ -255,6 +258,11 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument('--seed', type=int, default=None, help='the same seed draws the same answer')
     _gguf_commands(sub)
     return parser
+
+# %% ../nbs/91_cli.ipynb #cli-given
+def _given(args, *fine):
+    # the options that were given, in the order of the help, without those named
+    return [f"--{k.replace('_', '-')}" for k, v in vars(args).items() if k not in ('func', 'parser', 'run', *fine) and v != args.parser.get_default(k)]
 
 # %% ../nbs/91_cli.ipynb #cli-options
 def _print_json(data): print(json.dumps(data, indent=1, ensure_ascii=False))
@@ -265,8 +273,9 @@ def _sources(args):
 
 def _cleaning(args):
     # the rules that `--keep` leaves
-    from codette_nb.data.cleaning import Cleaning
-    off, rules = set(args.keep), {}
+    from codette_nb.core import one_of
+    from codette_nb.data.cleaning import FILTERS, Cleaning
+    off, rules = {one_of(k, [*FILTERS, 'exact', 'near', 'overlap', 'all'], 'cleaning rule') for k in args.keep}, {}
     if off & {'exact', 'all'}: rules['exact'] = False
     for k in ('near', 'overlap'):
         if off & {k, 'all'}: rules[k] = None
@@ -312,10 +321,11 @@ def train(
     "`codette train`."
     from codette_nb import pipeline as pl
     if args.resume:
-        if given := [f'--{k}' for k in ('set', 'data', 'batch', 'context', 'vocab', 'shards', 'low_memory') if getattr(args, k)]:
-            raise CodetteError(f"{given[0].replace('_', '-')} has no meaning with --resume: the run goes on with the settings and the text that it was begun with")
+        if given := _given(args, 'resume', 'out', 'steps', 'quantization', 'verify', 'json'):
+            raise CodetteError(f"{given[0]} has no meaning with --resume: the run goes on with the settings and the text that it was begun with")
         report = pl.resume_run(args.out, args.quantization, args.verify, args.json, args.steps)
     else:
+        if args.shards and '--samples' in _given(args): raise CodetteError("shards hold all the text of a run: give --shards without --samples")
         recipe = pl.make_recipe(args.size, 500 if args.steps is None else args.steps, _sources(args), args.samples, args.device, args.seed, args.name, args.vocab,
                                 args.context, args.batch, _mix(args), args.shards, args.canaries, args.layout, **dict(save_every=args.save_every) | _settings(args.set)
                                 | (dict(low_memory=True) if args.low_memory else {}))
@@ -342,7 +352,7 @@ def control(
     "`codette control`."
     from codette_nb.train.control import tell_run
     from codette_nb.train.lock import holder
-    if not holder(args.run): raise CodetteError(f"nobody trains in {args.run} now: go on with it by codette train --resume --out {args.run}")
+    if not holder(args.run): raise CodetteError(f"nobody trains in {args.run} now: go on with it by {command_line('codette', 'train', '--resume', '--out', args.run)}")
     tell_run(args.run, args.command, **_asked(args.command, args.values))
     print(f'asked {args.run}: {args.command} {" ".join(args.values)}'.rstrip())
 
@@ -350,9 +360,12 @@ def compare_runs(
     args, # parsed arguments
 ):
     "`codette compare`."
-    from codette_nb.train.experiments import compare, to_tensorboard
+    from codette_nb.core import one_of
+    from codette_nb.train.experiments import AXES, compare, to_tensorboard
+    one_of(args.axis, list(AXES), 'axis')
+    if args.picture: check_picture(args.picture, args.force)
     found = compare(args.runs)
-    if args.picture: found.plot(args.axis).figure.savefig(args.picture, bbox_inches='tight', dpi=150)
+    if args.picture: save_picture(found.plot(args.axis).figure, args.picture, bbox_inches='tight', dpi=150)
     if args.tensorboard: to_tensorboard(args.runs, args.tensorboard)
     _print_json(found.rows()) if args.json else print(found)
 
@@ -393,8 +406,9 @@ def find_rate(
 ):
     "`codette find-lr`."
     from codette_nb.train.experiments import find_lr
+    if args.picture: check_picture(args.picture, args.force)
     found = find_lr(_experiment(args))
-    if args.picture: found.plot().figure.savefig(args.picture, bbox_inches='tight', dpi=150)
+    if args.picture: save_picture(found.plot().figure, args.picture, bbox_inches='tight', dpi=150)
     print(found)
 
 # %% ../nbs/91_cli.ipynb #cli-export
@@ -415,7 +429,8 @@ def finish(
 ):
     "`codette finish`."
     from codette_nb.pipeline import finish_for
-    if args.resume and (args.set or args.out is None): raise CodetteError("--resume goes on with a finish as it was begun: name its folder with --out, and give no --set")
+    if args.resume and (args.out is None or _given(args, 'resume', 'out', 'json')):
+        raise CodetteError("--resume goes on with a finish as it was begun: name its folder with --out, and give nothing else")
     worth = finish_for(args.run, args.quantization, args.out, args.steps, args.aim, args.resume, args.force, quiet=args.json, **_settings(args.set))
     if args.json: _print_json(worth.to_dict())
 
@@ -427,6 +442,7 @@ def evaluate_run(
     from codette_nb.pipeline import ask_run, measure_run
     if args.answers is not None:
         from codette_nb.evaluate.answers import ANSWERS_HEAD
+        if args.data: raise CodetteError("--answers asks the questions that the run held out: give it without --data")
         if args.answers < 1: raise CodetteError(f"--answers is {args.answers}: ask at least 1 question")
         answers = ask_run(args.run, args.answers, args.device, quiet=args.json)
         return _print_json(answers.rows()) if args.json else print(text_table([ANSWERS_HEAD, *answers.cells()]))
@@ -443,6 +459,7 @@ def plan(
         from codette_nb.pipeline import plan_run
         p = plan_run(args.minutes, args.size or 'auto', args.device, _sources(args), args.samples)
         return _print_json(p.to_dict()) if args.json else print(p)
+    if given := _given(args, 'size', 'json'): raise CodetteError(f"{given[0]} is for timing a few steps: say for how long with --minutes")
     from codette_nb.model.config import PRESETS, Sizes
     sizes = Sizes({k: PRESETS[one_of(k, list(PRESETS), 'size')] for k in ([args.size] if args.size else PRESETS)})
     _print_json(sizes.rows()) if args.json else print(sizes)
@@ -453,14 +470,14 @@ def data(
 ):
     "`codette data`."
     from pathlib import Path
-    from codette_nb.data.mixer import PICTURES, Mixer, Mixing
+    from codette_nb.data.mixer import Mixer, Mixing
     from codette_nb.data.records import render, write_jsonl
     from codette_nb.pipeline import read_data
-    for p in (args.out, args.held_out, args.picture):
+    if args.picture: check_picture(args.picture, args.force)
+    for p in (args.out, args.held_out):
         if p and Path(p).exists() and not args.force: raise CodetteError(f"{p} exists already: choose another name, or replace it with --force")
     if args.out and args.held_out and Path(args.out).resolve() == Path(args.held_out).resolve():
         raise CodetteError(f"{args.out} is given for training and for held-out records: give two files")
-    if args.picture and Path(args.picture).suffix not in PICTURES: raise CodetteError(f"{args.picture}: a picture is written as {', '.join(PICTURES)}")
     mix = _mix(args)
     corpora, weights, _ = read_data(_sources(args), quiet=args.json)
     mixer = Mixer(Mixing(args.n, seed=args.seed, **mix | dict(weights=mix['weights'] | weights)), corpora)
@@ -501,6 +518,7 @@ def shards(
     from codette_nb.data.prepare import join_prepared, prepare
     from codette_nb.data.shards import Shards
     if args.join:
+        if given := _given(args, 'join', 'out', 'json'): raise CodetteError(f"{given[0]} has no meaning with --join: the parts are as they were written")
         out = join_prepared(args.join, args.out, quiet=args.json)
         parts = [Shards.open(out/k) for k in ('train', 'held-out')]
     else:
@@ -532,6 +550,8 @@ def chat(
 ):
     "`codette chat`."
     from codette_nb.quantize.runtime import LlamaCpp
+    if not args.temperature >= 0: raise CodetteError(f"--temperature is {args.temperature}: it must be a number from 0 on")
+    if args.max_tokens < 1: raise CodetteError(f"--max-tokens is {args.max_tokens}: an answer has at least 1")
     with LlamaCpp(args.run) as model:
         said = []
         while True:
@@ -575,9 +595,10 @@ def inspect(
     "`codette inspect`."
     from codette_nb.quantize.reader import find_gguf, one_line, read_gguf
     if args.picture and not args.tensor: raise CodetteError("--picture draws the weights of one tensor: name it with --tensor")
+    if args.picture: check_picture(args.picture, args.force)
     r = read_gguf(find_gguf(args.run))
     figures = _weight_figures(r.tensor(args.tensor)) if args.tensor else None
-    if args.picture: r.plot(args.tensor).figure.savefig(args.picture, bbox_inches='tight', dpi=150)
+    if args.picture: save_picture(r.plot(args.tensor).figure, args.picture, bbox_inches='tight', dpi=150)
     if args.json: return _print_json(r.to_dict() | (dict(tensor=dict(name=args.tensor, **figures)) if figures else {}))
     print(r)
     if args.keys: print('\n' + '\n'.join(f'{one_line(k)} = {one_line(v, 100)}' for k, v in r.to_dict()['metadata'].items()))

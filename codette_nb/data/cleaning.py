@@ -10,7 +10,6 @@ __all__ = ['FILTERS', 'REASONS', 'Filter', 'repeated_lines', 'commonest_run', 'f
 import math, re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 from html import escape
 from typing import Callable
 from ..core import CodetteError, one_of

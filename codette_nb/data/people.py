@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/11ab_data.people.ipynb #peo-imports
 import math, random
 from fractions import Fraction
-from .perspectives import HEAVY, NAMES, PLACES, SMALL, a, eq, num, says, val, view
+from .perspectives import NAMES, PLACES, a, eq, num, says, val, view
 from .sources import answer, family
 
 # %% ../../nbs/11ab_data.people.ipynb #hum-help

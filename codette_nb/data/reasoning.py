@@ -49,12 +49,7 @@ MORE = (('taller', 'shorter', 'tallest', 'shortest'), ('older', 'younger', 'olde
         ('faster', 'slower', 'fastest', 'slowest'),
         ('stronger', 'weaker', 'strongest', 'weakest'), ('heavier', 'lighter', 'heaviest', 'lightest'),
          ('richer', 'poorer', 'richest', 'poorest'))
-RISKS = (('frost', 'a stove'), ('rain', 'a tent'), ('a storm', 'a set of ropes'), ('a theft', 'a guard'),
-         ('a fire', 'a water cart'),
-         ('great heat', 'an awning'),
-         ('a power cut', 'a lantern'), ('fog', 'a horn'))
 FEASTS = 'concert', 'dance', 'dinner', 'fair', 'lecture', 'picnic', 'play', 'race', 'show', 'wedding'
-ROADS = ('dry', .8), ('wet', .5), ('snowy', .3), ('icy', .1)
 TO_HIRE = ('bicycle', 'cart', 'drill', 'ladder', 'lawn mower', 'loom', 'piano', 'projector', 'pump', 'saw', 'sewing machine', 'tent',
            'trailer', 'water tank')
 FOODS = ('barley', 'beans', 'bread', 'butter', 'cheese', 'flour', 'honey', 'lentils', 'pasta', 'peas', 'potatoes', 'rice', 'spinach',

@@ -315,7 +315,10 @@ try:
     for limit, n in (('FSIZE', 10**7), ('AS', 2**30), ('CPU', int(float(sys.argv[1])) + 2), ('CORE', 0)):
         limit = getattr(resource, 'RLIMIT_' + limit)
         hard = resource.getrlimit(limit)[1]
-        if hard == resource.RLIM_INFINITY or n < hard: resource.setrlimit(limit, (n, n))
+        try:
+            if hard == resource.RLIM_INFINITY or n < hard: resource.setrlimit(limit, (n, n))
+        except ValueError:
+            if sys.platform != 'darwin': raise # macOS refuses a limit on memory
 except ImportError: pass # Windows
 sys.stdout.write(execute(sys.stdin.read()))
 '''

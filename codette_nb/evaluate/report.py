@@ -7,10 +7,10 @@ __all__ = ['SCHEMA', 'SET', 'EXPORT', 'SECTIONS', 'PLAN_HEAD', 'GENERATED', 'PRO
            'plan_cells', 'facts', 'plot_sets', 'write_report', 'read_report', 'model_card', 'write_model_card']
 
 # %% ../../nbs/51_evaluate.report.ipynb #rep-imports
-import html, json, math, re
+import html, json, math
 from datetime import datetime, timezone
 from pathlib import Path
-from ..core import CodetteError, atomic_file, human_bytes, human_count, human_time, read_json, write_json
+from ..core import CodetteError, atomic_file, command_line, human_bytes, human_count, human_time, read_json, write_json
 from ..data.sources import SOURCES
 from .metrics import SETS_HEAD, sets_cells, sets_table
 from ..quantize.ollama import ollama_name
@@ -271,7 +271,7 @@ A decoder-only transformer in the `{layout}` layout, made with `codette_nb`.
 ## Running it
 
 ```sh
-codette chat {run}
+{chat}
 ```
 
 or, in this folder, with Ollama:
@@ -319,15 +319,14 @@ def _plan_section(plan):
 
 def model_card(
     report,          # a `Report`
-    run_folder='.',  # as it is to be typed after `codette chat`
+    run_folder='.',  # where the model lies
 ) -> str:
     "The model card, Markdown with a YAML head."
-    lists, run, prose = facts(report), str(run_folder), str(report['data'].get('prose', ''))
+    lists, prose = facts(report), str(report['data'].get('prose', ''))
     section = lambda title: _md_table(('', ''), lists[title]) if title in lists else 'Not measured.'
-    if re.search(r'\s', run): run = f'"{run}"'
     return CARD.format(
         head=_front_matter(report), layout=_layout(report), title=report['model']['name'], headline=report.headline(), model=section('Model'),
-        run=run, name=ollama_name(report['model']['name']), trained_on=_trained_on(report),
+        chat=command_line('codette', 'chat', run_folder), name=ollama_name(report['model']['name']), trained_on=_trained_on(report),
         training=section('Training'), plan=_plan_section(report.get('plan')), memorisation=section('Memorisation'), files=section('Files'), limits=LIMITS,
         sets=_md_table(SETS_HEAD, [(k, *sets_cells(s)) for k, s in report['held_out'].items()]),
         prose_licence=" Python's documentation is under the PSF licence." if 'Python' in prose else '')

@@ -13,7 +13,7 @@ import base64, html, math, re, textwrap, threading, time
 from dataclasses import fields, replace
 from itertools import count
 from pathlib import Path
-from ..core import CodetteError, atomic_file, human_bytes, human_time, one_of, text_table
+from ..core import CodetteError, human_bytes, human_time, one_of, save_picture, text_table
 from ..data.mixer import Mixer, Mixing, Rereading
 from ..data.records import FORMS, ROLES, Record, forms, render
 from ..data.sources import SOURCES, families
@@ -494,11 +494,7 @@ def save_panel(self: MixerPanel,
     path, # .png, .svg or .pdf, `str` or `Path`
 ) -> Path:
     "Write the panel as a picture; needs no browser."
-    path = Path(path)
-    if path.suffix not in ('.png', '.svg', '.pdf'): raise CodetteError(f"{path}: a picture is written as .png, .svg or .pdf")
-    fig = _figure(self)
-    with atomic_file(path, 'wb') as f: fig.savefig(f, format=path.suffix[1:], dpi=110, facecolor='white')
-    return path
+    return save_picture(_figure(self), path, dpi=110, facecolor='white')
 
 def static_bundle(self: MixerPanel) -> dict:
     "The panel where there are no widgets: a picture, and a table in plain text."
