@@ -10,13 +10,13 @@ __all__ = ['MEASURED', 'Recipe', 'planted', 'canary_exposure', 'read_data', 'mak
            'quick_train', 'make_recipe', 'train_run', 'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
-import hashlib, json, os, platform, random, shlex, statistics, sys, time
+import hashlib, json, os, platform, random, statistics, sys, time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import torch
-from .core import CodetteError, check_device, detect_device, human_bytes, one_of, read_json
+from .core import CodetteError, check_device, command_line, detect_device, human_bytes, one_of, read_json
 from .data.corpora import open_corpus, python_docs, read_corpus
 from .data.mixer import Mixer, Mixing, Split
 from .data.packing import TextDataset
@@ -231,7 +231,7 @@ def open_run(
 ): # (trainer, split, recipe)
     "A trainer that stands where the last checkpoint of a run left it; see `run_split`."
     recipe, split = run_split(run, quiet)
-    if of := read_json(Path(run)/'config.json').get('finish'): raise CodetteError(f"{run} is the finish of a run: go on with it by codette finish {of['source']['path']} --out {run} --resume")
+    if of := read_json(Path(run)/'config.json').get('finish'): raise CodetteError(f"{run} is the finish of a run: go on with it by {command_line('codette', 'finish', of['source']['path'], '--out', run, '--resume')}")
     folder = latest_checkpoint(run, begin=True) # None: it was killed before its first, and begins again
     tokenizer = load_tokenizer(folder) if folder else build_tokenizer(recipe, split)
     trainer = CodetteTrainer(new_model(recipe.model, recipe.training), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, run, resume=True)
@@ -513,7 +513,7 @@ def fit_run(
     trainer.peak_memory = peak.bytes
     if reason == 'interrupted':
         raise Interrupted(f"stopped at step {trainer.step} of {trainer.total_steps}: the model so far is saved in {trainer.out}; "
-                          f"go on with 'codette train --resume --out {trainer.out}' or use it as it is with 'codette export {trainer.out}'")
+                          f"go on with it by {command_line('codette', 'train', '--resume', '--out', trainer.out)} or use it as it is by {command_line('codette', 'export', trainer.out)}")
     return reason
 
 def next_steps(
@@ -521,8 +521,8 @@ def next_steps(
     name='codette', # what the model is called
 ) -> str:
     "The lines that run the model of a run."
-    run, modelfile, name = shlex.quote(str(run)), shlex.quote(str(Path(run)/'Modelfile')), ollama_name(name)
-    return f"codette chat {run}\nollama create {name} -f {modelfile} && ollama run {name}"
+    name = ollama_name(name)
+    return f"{command_line('codette', 'chat', run)}\n{command_line('ollama', 'create', name, '-f', Path(run)/'Modelfile')} && ollama run {name}"
 
 # %% ../nbs/90_pipeline.ipynb #pi-chores
 def chores_of(
