@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'METHODS', 'UNITS', 'rounded', 'text_windows', 'Reference', 'fisher', 'sensitivity', 'Frontier',
-           'best_mixes', 'Mix', 'as_bytes', 'Sensitivity', 'choose', 'allocate']
+           'best_mixes', 'Mix', 'as_bytes', 'Sensitivity', 'choose', 'instead', 'allocate']
 
 # %% ../../nbs/42b_quantize.allocate.ipynb #al-imports
 import math, random, re
@@ -119,6 +119,7 @@ def sensitivity(
     "Measure what every format of every matrix costs; raises `CodetteError` if the checkpoint cannot be exported."
     one_of(method, METHODS, 'method')
     conv = GGUFConverter(checkpoint, tokenizer, 'q8', importance=importance)
+    conv.check_values()
     model, _ = open_source(checkpoint).load()
     ids = text_windows(conv.tokenizer, sample_texts() if texts is None else texts, min(256, model.config.context_length), tokens)
     names = {stored_name(k): k for k, _ in model.named_parameters()}
@@ -276,7 +277,14 @@ def choose(self: Sensitivity,
     formats = {n: list(c)[k] for (n, c), k in zip(self.costs.items(), f.choices(i))}
     return self.mix(formats, float(f.costs[i] - f.costs[f.at(room + f.slack)]))
 
-Sensitivity.choose = choose
+def instead(self: Sensitivity,
+    mix: Mix, # any
+) -> str:     # name; '' if every file type is larger
+    "The file type that is expected to cost least among those that make no larger file than a mix."
+    known = [(m.kl, k) for k in FILE_TYPES if (m := self.file_type(k)) and m.file_bytes <= mix.file_bytes]
+    return min(known)[1] if known else ''
+
+Sensitivity.choose, Sensitivity.instead = choose, instead
 
 # %% ../../nbs/42b_quantize.allocate.ipynb #al-show
 def _sensitivity_plot(self, ax=None):

@@ -51,6 +51,7 @@ def fake_quantiser(
 ) -> FakeQuantiser:
     "What an export of a checkpoint does to its weights; raises `CodetteError` if it cannot be exported so."
     conv = GGUFConverter(checkpoint, None, quantization, importance=importance, formats=formats)
+    conv.check_values()
     with torch.device('meta'): names = {stored_name(k): k for k, _ in CustomTransformer(conv.config).named_parameters()}
     matrices = [t for t in conv.plan if t.format.type.name != 'F32']
     return FakeQuantiser({names[t.source]: t.format.name for t in matrices}, conv.type.name,

@@ -298,12 +298,14 @@ class _Rows:
         rows = self.feedback.encode(self.plan.name, x, self.plan.format)
         return interleaved(rows, head) if self.plan.heads else rows # bytes move with their rows
 
-def _refuse_values(x, plan):
+def _refuse_no_numbers(x, name):
+    # the largest magnitude
     top = float(np.abs(x).max()) # NaN if there is one
-    if not math.isfinite(top):
-        what = 'NaN' if math.isnan(top) else 'infinity'
-        raise CodetteError(f"the tensor {plan.source} holds {what}: this checkpoint is of no use, go back to an earlier one")
-    if top > plan.format.largest:
+    if math.isfinite(top): return top
+    raise CodetteError(f"the tensor {name} holds {'NaN' if math.isnan(top) else 'infinity'}: this checkpoint is of no use, go back to an earlier one")
+
+def _refuse_values(x, plan):
+    if (top := _refuse_no_numbers(x, plan.source)) > plan.format.largest:
         raise CodetteError(f"the tensor {plan.source} holds {top:.3g}, more than {plan.format.name} can store: choose bf16 or fp32")
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-report-show
@@ -432,7 +434,14 @@ def _planned(conv, formats):
     return facts, label if formats else conv.type, label, plan
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-size
-class _Sized:
+class _Before:
+    # what is known of a file before it is written
+    def check_values(self):
+        "Raise `CodetteError` naming the tensor if a weight is infinite or no number; a model that was run would only say that something is."
+        for t in self.plan:
+            weights, rows = self.weights.get_slice(t.source), max(1, (1 << 21)//math.prod(t.shape[1:]))
+            for i in range(0, t.shape[0], rows): _refuse_no_numbers(weights[i:i + rows].float().numpy(), t.source)
+
     @property
     def file_bytes(self) -> int:
         "Bytes of the file, exactly; everything but the weights is written for it, to a temporary file."
@@ -448,7 +457,7 @@ class _Sized:
         return sum(t.nbytes + 128 for t in self.plan) + sum(len(p.text.encode()) + 16 for p in self.pieces) + merges + len(self.tokenizer.template or '') + (1 << 16)
 
 # %% ../../nbs/41_quantize.gguf.ipynb #gg-conv
-class GGUFConverter(_Sized):
+class GGUFConverter(_Before):
     "Turns one checkpoint into one GGUF file."
     def __init__(self,
         checkpoint,            # checkpoint folder, run folder (of which the best checkpoint is taken), or a folder of `transformers`
@@ -465,6 +474,8 @@ class GGUFConverter(_Sized):
         self.config, self.weights, self.tokenizer, self.sha256 = source.config, source.weights, source.tokenizer, source.sha256
         self.pieces = check_pieces(self.tokenizer, self.config.vocab_size)
         check_template(self.tokenizer)
+        try: name.encode()
+        except UnicodeEncodeError as e: raise CodetteError(f"the name {name[:60]!r} is no text: give another one (--name)") from e
         self.facts, self.type, self.label, self.plan = _planned(self, formats)
 
     def write(self,
@@ -474,6 +485,7 @@ class GGUFConverter(_Sized):
     ) -> ExportReport:
         "Write the file; raises `CodetteError` if it exists, or the disk is too small, or a weight cannot be stored."
         path, t = Path(path), time.time()
+        if path.is_dir(): raise CodetteError(f"{path} is a folder: give the name of a file, such as {path/'model.gguf'}")
         if path.exists() and not force:
             raise CodetteError(f"{path} exists already: choose another name, or replace it with force=True (--force)")
         remove_left_behind(path.parent)
