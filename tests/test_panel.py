@@ -1,9 +1,10 @@
 "Runs followed from outside: another process trains, is killed, is asked; a long run stays small."
-import json, os, signal, subprocess, sys, time
+import json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from codette_nb.widgets.attach import Attached, Overlay
-from codette_nb.widgets.history import History, RunFile, notes_html, pretend_events
+from codette_nb.train.experiments import RunLog, compare
+from codette_nb.widgets.history import History, RunFile, notes_html, pretend_events, read_history
 
 WRITER = '''
 import json, sys, time
@@ -70,3 +71,20 @@ def test_hostile_events():
     h.add(dict(event='control', step=1, command='weights', weights={'<b>': 2}))
     assert '<script>' not in notes_html(h) and '<b>:' not in notes_html(h)
     assert '<script>' not in Overlay(h, names=['<script>'])._repr_html_()
+
+ODD = None, 'x', -1, 10**400, float('nan'), float('inf'), [], {}, [1], {'a': None}, {'a': 'b'}, '\ud83d', '<script>'
+
+def test_odd_events_in_a_file(tmp_path):
+    "Whatever stands in the place of a number or a text, all other events are drawn and compared."
+    r, sound = random.Random(0), [*pretend_events(30), dict(event='control', step=7, command='weights', weights={'a': 2}), dict(event='rollback', step=4, from_step=9, factor=.5)]
+    (tmp_path/'config.json').write_text('{"training": {}, "model": {}}')
+    for _ in range(100):
+        events = [dict(e) for e in sound]
+        e = r.choice(events)
+        field = r.choice([*e])
+        e.pop(field)
+        if r.random() < .8: e[field] = r.choice(ODD)
+        (tmp_path/'metrics.jsonl').write_text(''.join(json.dumps(e) + '\n' for e in events))
+        h = read_history(tmp_path)
+        assert h.step and len(h.problems) < 2 and '<script>' not in h._repr_html_()
+        Overlay(h)._repr_html_(), compare(tmp_path)._repr_html_(), [RunLog(tmp_path).curve(x) for x in ('step', 'tokens', 'seconds')]

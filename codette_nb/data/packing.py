@@ -229,6 +229,7 @@ class TextDataset(Gathering, Counting):
         quiet=True,        # False shows a progress bar while tokenizing
     ):
         if context < 1: raise CodetteError(f"context is {context}: it must be at least 1")
+        if isinstance(docs, str): raise CodetteError("docs is one text, which would be read letter by letter: give a list of texts")
         self.shards = docs if isinstance(docs, Shards) else Shards.in_memory(docs, tokenizer, quiet=quiet)
         if not self.shards.num_documents: raise CodetteError("there is no text to train or measure on: the list of documents is empty")
         if tokenizer is not self.shards.tokenizer and tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(self.shards.tokenizer):

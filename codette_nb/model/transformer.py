@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'RoPEPositionalEmbedding', 'causal_attention', 'MultiHeadAttention', 'FeedForwardNetwork',
-           'GatedFeedForward', 'norm_layer', 'TransformerLayer', 'head_loss', 'Layered', 'CustomTransformer',
-           'create_codette_model']
+           'GatedFeedForward', 'norm_layer', 'TransformerLayer', 'head_rows', 'head_loss', 'Layered',
+           'CustomTransformer', 'create_codette_model']
 
 # %% ../../nbs/21_model.transformer.ipynb #tf-imports
 from dataclasses import replace
@@ -119,6 +119,14 @@ class TransformerLayer(nn.Module):
         x_btc = x_btc + self.dropout(self.self_attn(self.input_layernorm(x_btc), rope))
         return x_btc + self.dropout(self.mlp(self.post_attention_layernorm(x_btc)))
 
+# %% ../../nbs/21_model.transformer.ipynb #tf-rows
+def head_rows(
+    w_vc,       # the output head
+    room=1<<22, # bytes for the logits that are there at a time
+) -> int:       # at least 1
+    "For how many tokens logits are made at a time, in float32."
+    return max(1, room//(4*len(w_vc)))
+
 # %% ../../nbs/21_model.transformer.ipynb #tf-loss
 class _HeadLoss(torch.autograd.Function):
     # sum of the cross-entropies of h W^T; its gradients are made with it, some rows at a time
@@ -159,7 +167,7 @@ def head_loss(
     kind, flat = h_btc.device.type, targets_bt.flatten()
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h_btc.dtype
     with torch.autocast(kind, enabled=False):
-        total = _HeadLoss.apply(h_btc.flatten(0, 1), w_vc, flat, max(1, room//(4*len(w_vc))), dtype)
+        total = _HeadLoss.apply(h_btc.flatten(0, 1), w_vc, flat, head_rows(w_vc, room), dtype)
     return total/(flat >= 0).sum()
 
 # %% ../../nbs/21_model.transformer.ipynb #tf-begin

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from ..core import CodetteError, require_space
 from ..data.records import Record
 from ..data.shards import Shards
+from ..model.transformer import head_rows
 from .checkpoint import BEST, load_weights, prune
 
 # %% ../../nbs/32c_train.guards.ipynb #gd-mean
@@ -299,7 +300,7 @@ def reproduced(
     "How far the model continues each prefix to the letter."
     was, ids, out = model.training, torch.as_tensor(np.asarray(spans, dtype=np.int64)), []
     model.eval()
-    for part in ids.split(max(1, (1 << 20)//((ids.shape[1] - prefix)*model.config.vocab_size))): # 4 MiB of logits at a time
+    for part in ids.split(max(1, head_rows(model.head)//(ids.shape[1] - prefix))):
         part = part.to(model.device)
         hits = F.linear(model.hidden(part[:, :-1])[:, prefix - 1:], model.head).argmax(-1) == part[:, prefix:]
         out.append(hits.int().cumprod(1).sum(1).cpu().numpy())

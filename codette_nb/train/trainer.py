@@ -19,6 +19,7 @@ from ..data.packing import Prefetch, Sampler, TextDataset
 from ..data.records import Record, render
 from ..data.shards import Shards, byte_lengths
 from ..model.generate import generate
+from ..model.transformer import head_rows
 from .checkpoint import BEST, Saver, check_checkpoint, identity, latest_checkpoint, load_state, load_weights
 from .config import TrainingConfig
 from .control import CONTROLS, INBOX, Inbox, Obeying, read_controls
@@ -42,7 +43,7 @@ def measure(
     was, nats, right, tokens, n_bytes = model.training, 0., 0, 0, 0
     model.eval()
     lengths, n = byte_lengths(dataset.tokenizer), min(windows, len(dataset))
-    batch_size, rows = max(1, min(16, 4096//dataset.context)), max(1, (1 << 20)//len(model.head)) # 4 MiB of logits: measuring must not take more memory than training
+    batch_size, rows = max(1, min(16, 4096//dataset.context)), head_rows(model.head) # measuring must not take more memory than training
     for i in range(0, n, batch_size):
         x, y = (torch.from_numpy(a).to(model.device) for a in dataset.batch(0, range(i, min(n, i + batch_size))))
         with autocast() if autocast else torch.autocast('cpu', enabled=False):
@@ -203,6 +204,7 @@ class Loading(Restoring):
         "Take over the state of a checkpoint of this run; raises `CodetteError` naming what differs if it belongs to another."
         if folder is None:
             with self.lock: _tidy(self.out); self.metrics.cut(0)
+            self.unread = False
             return
         if Path(folder).resolve().parent != (self.out/'checkpoints').resolve():
             raise CodetteError(f"{folder} is not a checkpoint of {self.out}: load one of the run's own")
@@ -217,6 +219,7 @@ class Loading(Restoring):
                     os.replace(p, aside)
             # the line about this checkpoint was written after its state was taken
             self.metrics(dict(event='checkpoint', time=time.time(), step=self.step, path=folder.resolve().relative_to(self.out.resolve()).as_posix(), best=False))
+        self.unread = False
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-back
 class FallingBack(Loading):
@@ -382,39 +385,42 @@ class Fitting(Looping):
     "A trainer at work."
     @contextmanager
     def _at_work(self):
-        # what is held while training: the folder, the memory, the batches made ahead, the compiled layers
+        # what is held while training, beside the folder: the memory, the batches made ahead, the compiled layers
         c = self.config
         if c.compile == 'layers': self.model.compile_layers()
         self._inbox = Inbox(self.out)
-        with self.lock, kept_memory(c.device == 'cpu' and not c.low_memory), returned_memory(c.low_memory), on_ctrl_c(lambda: self.stop('the model so far is saved', 'interrupted')):
+        with kept_memory(c.device == 'cpu' and not c.low_memory), returned_memory(c.low_memory), on_ctrl_c(lambda: self.stop('the model so far is saved', 'interrupted')):
             self.batches = Prefetch(self.sampler, c.prefetch, int(c.prefetch > 0))
             try: yield; self.saver.wait()
-            finally: self.saver.settle(); self.batches.close() # nothing is written once the folder is free
+            finally: self.saver.settle(); self.batches.close()
 
     def fit(self,
         quiet=False, # True prints nothing
     ) -> dict:       # reason, step, elapsed (seconds), best_loss, loss, accuracy, bits_per_byte, run
         "Train to the end, or until stopped; raises what went wrong."
-        self.log.quiet, self._first, self._logged, self._begun, self._waited, self.paused = quiet, self.tokens, self.tokens, self.elapsed, 0., False
-        try:
-            with self._at_work():
-                self.emit('start', step=self.step, steps=self.total_steps, parameters=self.model.num_parameters(), device=self.config.device,
-                          dtype=self.config.dtype, tokens_per_step=self.tokens_per_step, config=asdict(self.config), choice=self.choice.to_dict(),
-                          unigram_entropy=self._guessing(), sources=[c['name'] for c in self.train_set.shards.counts])
-                self._steps()
-        except Exception as e:
-            self.emit('stop', step=self.step, reason='error', message=str(e), elapsed=self.elapsed)
-            raise
-        (reason, message), self._stop = self._stop or ('finished', ''), None
-        if reason != 'interrupted': self.guards.finish()
-        self.emit('stop', step=self.step, reason=reason, message=message, elapsed=self.elapsed)
+        if self.unread: raise CodetteError(f"{self.out} was opened to be resumed: load one of its checkpoints first")
+        with self.lock: # where another process trains, not even its refusal is written into the run
+            self.log.quiet, self._first, self._logged, self._begun, self._waited, self.paused = quiet, self.tokens, self.tokens, self.elapsed, 0., False
+            try:
+                with self._at_work():
+                    self.emit('start', step=self.step, steps=self.total_steps, parameters=self.model.num_parameters(), device=self.config.device,
+                              dtype=self.config.dtype, tokens_per_step=self.tokens_per_step, config=asdict(self.config), choice=self.choice.to_dict(),
+                              unigram_entropy=self._guessing(), sources=[c['name'] for c in self.train_set.shards.counts])
+                    self._steps()
+            except Exception as e:
+                self.emit('stop', step=self.step, reason='error', message=str(e), elapsed=self.elapsed)
+                raise
+            (reason, message), self._stop = self._stop or ('finished', ''), None
+            if reason != 'interrupted': self.guards.finish()
+            self.emit('stop', step=self.step, reason=reason, message=message, elapsed=self.elapsed)
         return dict(reason=reason, step=self.step, elapsed=self.elapsed, best_loss=self.best, **self.last, run=str(self.out))
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-prepare
-def _refuse(model, tokenizer, config, weight_transform):
+def _refuse(model, tokenizer, eval, config, weight_transform):
     if weight_transform and config.low_memory: raise CodetteError("low_memory changes weights while gradients are made of them, so it cannot train with transformed ones")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise CodetteError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.config.vocab_size} rows: they must be equal")
+    if eval == {}: raise CodetteError("eval is an empty dictionary: give it at least one held-out set")
     if config.length_ramp and model.config.context_length % 4: raise CodetteError(f"length_ramp needs a context that 4 divides, and {model.config.context_length} is none")
 
 class Preparing(Fitting):
@@ -439,6 +445,7 @@ class Preparing(Fitting):
 
     def _begin(self, resume, replay, meta):
         # the folder, and what has to be done again at its step
+        self.unread = resume # a run that is there must be loaded before it goes on
         with self.lock:
             if resume: self.controls = read_controls(self.out); return
             clear_out(self.out)
@@ -465,7 +472,7 @@ class CodetteTrainer(Preparing):
         loss=None,              # f(model, ids_bt, targets_bt) -> what is made small, a tensor; None for the model's own cross-entropy
     ):
         super().__init__()
-        _refuse(model, tokenizer, config, weight_transform)
+        _refuse(model, tokenizer, eval, config, weight_transform)
         self.weight_transform, self.loss = weight_transform, loss or (lambda model, x, y: model(x, y))
         self.given = {k: _name(f) for k, f in dict(weight_transform=weight_transform, loss=loss).items() if f} # part of whose state it is
         self.model, self.tokenizer, self.out, self.lock, self.saver = model, tokenizer, Path(out), RunLock(out), Saver(False if config.low_memory else None)

@@ -191,6 +191,19 @@ def _pretend_eval(step, s, loss):
     terms = dict(loss_improvement=max(0, 1 - seen/6.1), progress=s, gradient=.9 - .5*s)
     yield dict(event='score', step=step, score=sum(w*t for w, t in zip((.4, .3, .3), terms.values())), **terms)
 
+# %% ../../nbs/60_widgets.history.ipynb #panel-sound
+_NUMBERS = {'loss', 'lr', 'tokens_per_second', 'grad_norm', 'tokens', 'elapsed', 'time_left', 'accuracy', 'bits_per_byte', 'score', *SCORE_TERMS,
+            'unigram_entropy', 'steps', 'parameters', 'tokens_per_step', 'factor', 'from_step'}
+_WORDS = {'event', 'message', 'reason', 'prompt', 'text', 'path', 'command', 'kind', 'device', 'dtype'}
+
+def _sound(e):
+    # the event itself; raises TypeError, AttributeError or KeyError where it is not one that can be drawn
+    number = lambda v: v is None or isinstance(v, float) or isinstance(v, int) and abs(v) < 2**63
+    wrong = [k for k, v in e.items() if k in _NUMBERS and not number(v) or k in _WORDS and not isinstance(v, str | None)]
+    wrong += [k for k, v in (e.get('sets') or {}).items() if not number(v['loss'])] + [k for k, v in (e.get('weights') or {}).items() if not number(v)]
+    if wrong or not isinstance(e.get('step', 0), int) or not number(e.get('step')): raise TypeError(f"{', '.join(wrong) or 'step'} is not what an event has there")
+    return e
+
 # %% ../../nbs/60_widgets.history.ipynb #panel-file
 class RunFile:
     "Reads the events of a run from its file, again and again, taking what is new."
@@ -234,7 +247,7 @@ class RunFile:
 
     def _take(self, line):
         self.lines += 1
-        try: self.history.add(json.loads(line))
+        try: self.history.add(_sound(json.loads(line)))
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             if line.strip() and len(self.history.problems) < 20: self.history.problems.append(f'{self.path}:{self.lines}: {type(e).__name__}: {e}')
             return 0
@@ -416,7 +429,7 @@ def tiles(
     held = (f'accuracy {100*ev["accuracy"]:.1f} %' if ev.get('accuracy') is not None else '',
             f'{ev["bits_per_byte"]:.2f} bits per byte' if ev.get('bits_per_byte') is not None else '')
     loss = h.curves['smooth'].last
-    diverged = step and not math.isfinite(step['loss'] if step['loss'] is not None else math.nan)
+    diverged = step and not math.isfinite(step['loss'] if step.get('loss') is not None else math.nan)
     elapsed = human_time(step.get('elapsed', 0))
     clock = 'Time taken', elapsed, ('', '')
     if h.going: clock = 'Time left', human_time(step.get('time_left', math.inf)), (f'{elapsed} elapsed', '')
@@ -516,7 +529,8 @@ def notes_html(h: History) -> str:
 def _sample(h):
     if not h.samples: return 0, '', 'none yet'
     s = h.samples[-1]
-    return s['step'], s['prompt'], s['text'].removeprefix(s['prompt'])
+    prompt, text = s.get('prompt') or '', s.get('text') or ''
+    return s['step'], prompt, text.removeprefix(prompt)
 
 def about_run(h: History) -> str:
     "What is trained, in half a line."
