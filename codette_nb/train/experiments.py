@@ -30,7 +30,7 @@ from .lock import holder
 from .lowmemory import new_model
 from .optim import Optimizer
 from .probe import settle
-from .trainer import CodetteTrainer
+from .trainer import CodetteTrainer, transformed
 
 # %% ../../nbs/37_train.experiments.ipynb #1b2f8112
 def read_events(
@@ -43,7 +43,7 @@ def read_events(
         if not line.strip(): continue
         try: e = json.loads(line)
         except ValueError: e = None
-        if isinstance(e, dict) and 'event' in e: events.append(e)
+        if isinstance(e, dict) and isinstance(e.get('event'), str) and isinstance(s := e.get('step'), int) and abs(s) < 2**63: events.append(e)
         else: bad.append(i)
     return events, bad
 
@@ -85,17 +85,23 @@ class RunLog:
     def __repr__(self): return f'RunLog({str(self.folder)!r}, {self.ended} at step {self.last("step").get("step", 0):,})'
 
 # %% ../../nbs/37_train.experiments.ipynb #0feb1de9
-def _finite(x): return isinstance(x, (int, float)) and math.isfinite(x)
+def _finite(x): return isinstance(x, (int, float)) and abs(x) < 1e300 # a file may hold a whole number that is no float
+
+def _held_out(e, figure='loss'):
+    # the mean over the held-out sets; None where an evaluation does not say it, or says no number
+    try: v = held_out_mean(e, figure)
+    except (KeyError, TypeError, AttributeError): return None
+    return v if _finite(v) else None
 
 def run_figures(
     run: RunLog,
 ) -> dict: # figures that a run does not have are None
     "What came of a run."
-    step, score, stop = run.last('step'), run.last('score'), run.last('stop')
-    best = min((e for e in run.of('eval') if _finite(held_out_mean(e))), key=held_out_mean, default={})
-    speed = [e['tokens_per_second'] for e in run.of('step')]
-    return dict(steps=step.get('step', 0), tokens=step.get('tokens', 0), best_loss=held_out_mean(best) if best else None,
-                bits_per_byte=held_out_mean(best, 'bits_per_byte') if best else None, loss_improvement=score.get('loss_improvement'), score=score.get('score'),
+    step, score, stop = ({k: v for k, v in run.last(kind).items() if _finite(v)} for kind in ('step', 'score', 'stop'))
+    best = min((e for e in run.of('eval') if _held_out(e) is not None), key=_held_out, default={})
+    speed = [v for e in run.of('step') if _finite(v := e.get('tokens_per_second'))]
+    return dict(steps=step.get('step', 0), tokens=step.get('tokens', 0), best_loss=_held_out(best),
+                bits_per_byte=_held_out(best, 'bits_per_byte'), loss_improvement=score.get('loss_improvement'), score=score.get('score'),
                 tokens_per_second=statistics.median(speed) if speed else None, seconds=stop.get('elapsed', step.get('elapsed')), ended=run.ended)
 
 RunLog.figures = run_figures
@@ -115,9 +121,10 @@ def run_curve(
     evals = [(e['step'], (e if set is None else e.get('sets', {}).get(set, {})).get(y)) for e in run.of('eval')]
     evals = [(s, v) for s, v in evals if _finite(v)]
     if x == 'step' or not evals: return evals
-    steps = run.of('step')
+    key = 'elapsed' if x == 'seconds' else 'tokens'
+    steps = [e for e in run.of('step') if _finite(e.get(key))]
     if not steps: return []
-    at, value = [0] + [e['step'] for e in steps], [0.] + [e['elapsed' if x == 'seconds' else 'tokens'] for e in steps]
+    at, value = [0] + [e['step'] for e in steps], [0.] + [e[key] for e in steps]
     return [(float(np.interp(s, at, value)), v) for s, v in evals]
 
 RunLog.curve = run_curve
@@ -180,9 +187,11 @@ class RunComparison:
     def notes(self) -> list:
         "What to know before the figures are compared."
         out = []
-        yardsticks = {f"{r.last('start')['unigram_entropy']:.6g}" for r in self.runs.values() if r.last('start')}
+        yardsticks = {f'{u:.6g}' for r in self.runs.values() if _finite(u := r.last('start').get('unigram_entropy'))}
+        held_out = {frozenset(r.last('eval').get('sets') or ()) for r in self.runs.values() if r.last('eval')}
         if self._several('model', 'vocab_size'): out.append("Vocabularies differ: compare bits per byte, not the loss of a token.")
         elif self._several('data_sha256') or len(yardsticks) > 1: out.append("The text or the tokenizer differ: so may what a loss means.")
+        if len(held_out) > 1: out.append("Not the same sets were held out, and losses are means over them: compare the curves of one set, plot(set=…).")
         out += [f"{name}: {len(r.unreadable)} lines of metrics.jsonl cannot be read." for name, r in self.runs.items() if r.unreadable]
         return out
 
@@ -342,8 +351,9 @@ class Trial:
         x, y = (torch.from_numpy(a).to(self.model.device) for a in self.sampler.next())
         self.optimizer.before_backward(factor)
         with self._randomness():
-            with self.trainer.autocast(): loss = self.model(x, y)
-            loss.backward()
+            with transformed(self.model, self.trainer.weight_transform): # it computes as the trainer does
+                with self.trainer.autocast(): loss = self.trainer.loss(self.model, x, y)
+                loss.backward()
         self.optimizer.after_backward(self.config.max_grad_norm)
         self.optimizer.step()
         self.done += 1
@@ -423,7 +433,7 @@ def find_lr(
     steps=100,  # rates to try
 ) -> LearningRates:
     "Try rates from low to high on a copy; ends early when the loss has doubled."
-    if not 0 < low < high < math.inf or steps < 20:
+    if not (_finite(low) and _finite(high) and 0 < low < high and isinstance(steps, int) and steps >= 20):
         raise CodetteError(f"low is {low}, high {high}, steps {steps}: low must be above 0 and below high, and steps at least 20")
     if isinstance(trainer, Experiment):
         with tempfile.TemporaryDirectory() as folder: return find_lr(trainer.trainer(Path(folder)/'run'), low, high, steps)
@@ -448,8 +458,8 @@ class Budget:
         given = {k: v for k, v in asdict(self).items() if v is not None}
         if len(given) != 1: raise CodetteError(f"{' and '.join(given) or 'no budget'} given: give one of steps, tokens and seconds")
         for k, v in given.items():
-            if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf:
-                raise CodetteError(f"{k} is {v!r}: it must be a number above 0")
+            if isinstance(v, bool) or not _finite(v) or v <= 0: raise CodetteError(f"{k} is {v!r}: it must be a number above 0")
+        if self.steps is not None and not 1 <= self.steps < 2**31: raise CodetteError(f"steps is {self.steps!r}: it must be at least 1 and at most {2**31 - 1}")
 
     def planned(self,
         config: TrainingConfig,
@@ -479,7 +489,7 @@ class Between:
 
     def draw(self, rng: random.Random):
         "A value, to three digits."
-        if not self.low < self.high or (self.log and self.low <= 0): raise CodetteError(f"{self}: low must be below high" + ', and above 0'*self.log)
+        if not (_finite(self.low) and _finite(self.high)) or not self.low < self.high or (self.log and self.low <= 0): raise CodetteError(f"{self}: low must be below high" + ', and above 0'*self.log)
         x = math.exp(rng.uniform(math.log(self.low), math.log(self.high))) if self.log else rng.uniform(self.low, self.high)
         return round(x) if isinstance(self.low, int) and isinstance(self.high, int) else float(f'{x:.3g}')
 
@@ -497,7 +507,7 @@ def sweep_points(
             raise CodetteError(f"{ranges[0]} is a range: say how many trials to draw")
         drawn = [dict(zip(lists, p)) for p in itertools.product(*lists.values())]
     else:
-        if trials < 1: raise CodetteError(f"trials is {trials}: it must be at least 1")
+        if not isinstance(trials, int) or trials < 1: raise CodetteError(f"trials is {trials!r}: it must be a whole number of at least 1")
         rng = random.Random(seed)
         drawn = [{k: v.draw(rng) if isinstance(v, Between) else rng.choice(v) for k, v in lists.items()} for _ in range(20*trials)]
     return list({json.dumps(p, default=str): p for p in drawn}.values())[:trials]
@@ -729,6 +739,7 @@ def sweep(
     out, budget = Path(out), Budget(steps, tokens, seconds)
     if taken := sorted({'seed', 'max_steps'} & set(values)):
         raise CodetteError(f"{taken[0]} cannot be swept: give seeds, or a budget")
+    if not isinstance(seeds, (int, list, tuple, range)): raise CodetteError(f"seeds is {seeds!r}: give how many, or a list of them")
     seeds = range(seeds) if isinstance(seeds, int) else seeds
     points = [p | dict(seed=s) for p in sweep_points(values, trials, draw) for s in seeds]
     if not points: raise CodetteError("seeds is empty: give at least one")
@@ -785,6 +796,7 @@ def to_tensorboard(
 ) -> Path:       # the folder
     "Write runs as TensorBoard's event files; raises `CodetteError` if the folder is there, or `tensorboard` is not installed."
     folder, logs = Path(folder), compare(runs).runs
+    if wrong := next((n for n in logs if not n or Path(n).is_absolute() or '..' in Path(n).parts), None): raise CodetteError(f"{wrong!r} cannot be a folder in {folder}: give the run another name")
     if folder.exists():
         other = [p for p in folder.rglob('*') if p.is_file() and 'tfevents' not in p.name] if folder.is_dir() else [folder]
         if other: raise CodetteError(f"{folder} holds other files than TensorBoard's, such as {other[0].name}: give another folder")
