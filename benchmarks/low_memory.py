@@ -84,7 +84,7 @@ def main():
     p.add_argument('--modes', default='low,adamw,muon', help='what to train with; AdamW and Muon only up to mini')
     p.add_argument('--tokens', type=int, default=512, help='in a step, in windows of up to 512')
     p.add_argument('--steps', type=int, default=3, help='on the same windows; the loss is taken before each and after the last')
-    p.add_argument('--lr', type=float, default=1e-4, help='the highest of a run, whose warm-up begins here: a hundredth more with each step (default: %(default)s)')
+    p.add_argument('--lr', type=float, default=2.5e-5, help='the highest of a run, whose warm-up begins here: a hundredth more with each step (default: %(default)s)')
     p.add_argument('--limit', type=float, default=21.5, help='GiB above which a process is stopped')
     p.add_argument('--plain-malloc', action='store_true', help='leave the allocator as it is')
     p.add_argument('--json', help='file to add the figures to; those of the same size, mode and tokens are replaced')

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 import torch
 from torch import nn
-from ..core import CodetteError, set_seed
+from ..core import CodetteError, detect_device, set_seed
 from ..model.config import TransformerConfig
 from ..model.transformer import WRITERS, CustomTransformer, RoPEPositionalEmbedding
 from .config import TrainingConfig
@@ -202,7 +202,7 @@ def new_model(
 ) -> CustomTransformer:
     "A model with the random weights of a seed, in the precision that it will be trained in."
     set_seed(training.seed)
-    if training.low_memory: return create_low_memory_model(config, training.seed, training.device, training.zero_init)
+    if training.low_memory: return create_low_memory_model(config, training.seed, detect_device(training.device).type, training.zero_init)
     return CustomTransformer(config, training.zero_init)
 
 # %% ../../nbs/31b_train.lowmemory.ipynb #lm-malloc
