@@ -55,6 +55,7 @@ def orthogonal(
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
+# %% ../../nbs/31_train.optim.ipynb #opt-muon-class
 class Muon(torch.optim.Optimizer):
     "Momentum, made orthogonal, for matrices."
     def __init__(self,
@@ -112,7 +113,7 @@ class Optimizer:
         muon = {k for k in matrix if k.startswith('layers.')} if name == 'muon' else set()
         rest = [k for k in self.params if k not in muon]
         groups = [dict(params=[self.params[k] for k in rest if (k in matrix) == m], weight_decay=weight_decay if m else 0.) for m in (True, False)]
-        self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
+        self.optimizers = [torch.optim.AdamW(groups, lr=lr, betas=tuple(map(float, betas)), fused=True)] # a plain 0 is no float to torch
         if muon:
             self.optimizers.append(Muon([self.params[k] for k in sorted(muon)], muon_lr, weight_decay, momentum, passes))
         for g in self.groups: g['highest'] = g['lr']
@@ -140,20 +141,23 @@ class Optimizer:
         "Take the step."
         for o in self.optimizers: o.step()
 
-    def state(self) -> dict: # 'parameter|key' to a tensor
-        "What a resumed run needs, as named tensors for a safetensors file; torch's own `state_dict` would need a pickle."
-        return {f'{k}|{key}': v for o in self.optimizers for k, p in self.params.items() if p in o.state for key, v in o.state[p].items()}
+# %% ../../nbs/31_train.optim.ipynb #opt-state
+def _state(self: Optimizer) -> dict: # 'parameter|key' to a tensor
+    "What a resumed run needs, as named tensors for a safetensors file; torch's own `state_dict` would need a pickle."
+    return {f'{k}|{key}': v for o in self.optimizers for k, p in self.params.items() if p in o.state for key, v in o.state[p].items()}
 
-    def load_state(self,
-        tensors: dict, # as `state` gave them
-    ):
-        "Put back what `state` gave; raises `CodetteError` if it belongs to another model, and then loads nothing."
-        for name, v in tensors.items():
-            p = self.params.get(name.rsplit('|', 1)[0])
-            if p is None or (v.dim() and v.shape != p.shape): raise CodetteError(f"the optimizer state of {name.rsplit('|', 1)[0]!r} does not fit this model")
-        owner = {p: o for o in self.optimizers for g in o.param_groups for p in g['params']}
-        for o in self.optimizers: o.state.clear() # a state from before the first step holds nothing
-        for name, v in tensors.items():
-            k, key = name.rsplit('|', 1)
-            p = self.params[k]
-            owner[p].state[p][key] = v.to(p.device).clone()
+def _load_state(self: Optimizer,
+    tensors: dict, # as `state` gave them
+):
+    "Put back what `state` gave; raises `CodetteError` if it belongs to another model, and then loads nothing."
+    for name, v in tensors.items():
+        p = self.params.get(name.rsplit('|', 1)[0])
+        if p is None or (v.dim() and v.shape != p.shape): raise CodetteError(f"the optimizer state of {name.rsplit('|', 1)[0]!r} does not fit this model")
+    owner = {p: o for o in self.optimizers for g in o.param_groups for p in g['params']}
+    for o in self.optimizers: o.state.clear() # a state from before the first step holds nothing
+    for name, v in tensors.items():
+        k, key = name.rsplit('|', 1)
+        p = self.params[k]
+        owner[p].state[p][key] = v.to(p.device).clone()
+
+Optimizer.state, Optimizer.load_state = _state, _load_state
