@@ -23,6 +23,7 @@ QUESTIONS = dict(
     length_ramp=[dict(length_ramp=r) for r in (0., .5)],
     zero_init=[dict(zero_init=z) for z in (False, True)],
     schedule=[dict(schedule='wsd'), dict(schedule='cosine')],
+    low_memory=[dict(low_memory=True, lr=lr) for lr in (3e-4, 1e-3, 3e-3, 1e-2)], # with the steps that Muon makes in the time
     together=[dict(), dict(lr=1e-2, beta2=.99), dict(lr=1e-2, beta2=.99, length_ramp=.5), dict(lr=1e-2, beta2=.99, length_ramp=.5, momentum=.9, zero_init=True)],
 )
 # width, layers, heads, context, windows, and how many times as long as asked for it trains
