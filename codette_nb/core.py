@@ -140,7 +140,8 @@ def write_json(
     data, # what JSON can hold; NaN is refused
 ) -> Path:
     "`data` as indented JSON, whole or absent; returns the `Path`."
-    with atomic_file(path, 'w') as f: f.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + '\n')
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + '\n'
+    with atomic_file(path) as f: f.write(text.encode('utf-8', 'backslashreplace')) # half a character, as in the name of an old folder, is an escape in JSON too
     return Path(path)
 
 def read_json(

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..core import CodetteError, human_bytes
-from .files import Account, Limits, READS, is_junk, is_readable, kind, read_file
+from .files import Account, Limits, READS, _show, is_junk, is_readable, kind, read_file
 from .records import Record, fingerprint, parse_json, render
 
 # %% ../../nbs/12_data.corpora.ipynb #cor-find
@@ -142,11 +142,11 @@ def open_corpus(
     "A corpus to go through as often as wanted, never in memory as a whole; raises `CodetteError` if there is no such file or kind of file."
     path = Path(os.path.expanduser(path))
     if os.path.isfile(path):
-        if is_readable(path.name): return Corpus(name or Path(path.stem).stem, path, limits)
+        if is_readable(path.name): return Corpus(name or _show(Path(path.stem).stem), path, limits)
         kinds = f'{path.suffix} files' if path.suffix else 'files without a suffix'
         raise CodetteError(f"{path}: {kinds} cannot be read: give {READS}, or a folder of them")
     if not os.path.isdir(path): raise CodetteError(f"there is no file or folder {path}")
-    return Corpus(name or path.resolve().name, path, limits)
+    return Corpus(name or _show(path.resolve().name), path, limits)
 
 def read_corpus(
     path,                # file or folder, `str` or `Path`

@@ -256,6 +256,14 @@ def _sentences(texts, chars=1 << 16):
         for plain in _CONTROL_RE.split(t)[::2]:
             yield from (plain[i:i+chars] for i in range(0, len(plain), chars))
 
+# %% ../../nbs/14_data.tokenizer.ipynb #tok-common
+def _common(texts, n):
+    # the sentences of texts, cut wherever a character stands that is not among the n commonest
+    counts = Counter()
+    for t in texts: counts.update(t)
+    rare = re.compile('[' + ''.join(re.escape(c) for c, _ in counts.most_common()[n:]) + ']+')
+    for s in _sentences(texts): yield from filter(None, rare.split(s))
+
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-fit
 def _varint(n):
     out = bytearray()
@@ -305,12 +313,15 @@ class SentencePieceTokenizer(SentencePieceModel):
     def vocab_size(self) -> int: return len(self._pieces) if self.fitted else self.wanted
 
     def fit(self,
-        texts, # training texts, as they are rendered; read once
+        texts, # training texts, as they are rendered
     ):
         "Learn the pieces of `texts`, in place; returns self."
+        texts = texts if isinstance(texts, (list, tuple, dict)) else list(texts) # read again where there are too many characters
         try: proto = _train(_sentences(texts), self.wanted)
         except RuntimeError as e:
-            raise CodetteError(f"SentencePiece could not train a vocabulary of {self.wanted}: the text is too small or empty") from e
+            if 'required_chars' not in str(e): raise CodetteError(f"SentencePiece could not train a vocabulary of {self.wanted}: the text is too small or empty") from e
+            try: proto = _train(_common(texts, (self.wanted - FIRST_FREE)//2), self.wanted)
+            except RuntimeError: raise CodetteError(f"a vocabulary of {self.wanted} is too small for the characters of this text: choose a larger one") from e
         self._open(proto)
         have = len(self._pieces)
         if have < self.wanted and self.strict:
