@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 import torch
-from .core import CodetteError, check_device, command_line, detect_device, human_bytes, one_of, read_json
+from .core import CodetteError, check_device, command_line, detect_device, human_bytes, one_of, read_json, require_space
 from .data.corpora import open_corpus, python_docs, read_corpus
 from .data.mixer import Mixer, Mixing, Split
 from .data.packing import TextDataset
@@ -39,7 +39,7 @@ from .quantize.ollama import go_template, modelfile_of, ollama_name, write_model
 from .quantize.sequence import LayerByLayer
 from .quantize.verify import sample_texts, sequences, verify_gguf
 from .train.checkpoint import find_checkpoint, latest_checkpoint, load_checkpoint
-from .train.config import TrainingConfig
+from .train.config import LOW_MEMORY_RATE, TrainingConfig
 from .train.experiments import Experiment
 from .train.lowmemory import new_model
 from .train.guards import Deadline, canaries, canary_records, exposure
@@ -253,17 +253,17 @@ def calibration_texts(
     return [render(r) for r in records], what
 
 def better_rounding(
-    run,              # run folder, or checkpoint folder with `files`
+    run,              # run folder, or checkpoint folder with `text`
     importance=None,  # 'auto', or a file of llama.cpp's importance tool
     feedback=False,   # True: error feedback
-    files=(),         # text to calibrate with; none: the run's training text
+    text=None,        # (texts, what they are), as from `calibration_texts`; None asks it
     tokens=100_000,   # of that text
     quiet=False,      # True shows no progress
 ) -> dict:            # arguments of `GGUFConverter`
     "What the converter needs to round with importance or feedback."
     given = {} if importance in (None, 'auto') else dict(importance=read_importance(importance))
     if not feedback and importance != 'auto': return given
-    texts, what = calibration_texts(run, files)
+    texts, what = text or calibration_texts(run)
     model, tokenizer = open_source(run).load()
     windows, names = calibration_windows(tokenizer, texts, min(512, model.config.context_length), tokens), tensor_names(model.config)
     stats = calibrate(model, windows, names, gradients=float(feedback), quiet=quiet)
@@ -271,29 +271,51 @@ def better_rounding(
     return given | (dict(feedback=LayerByLayer(model, windows, names, stats, text=what)) if feedback else {})
 
 def best_formats(
-    run,             # run folder, or checkpoint folder with `files`
+    run,             # run folder, or checkpoint folder with `text`
     budget=None,     # size of the file, '2.5MB' or bytes
     bits=None,       # or bits a weight; None for both: None
     importance=None, # as the export will round with
-    files=(),        # text to measure on; none: the run's training text
+    text=None,       # (texts, what they are), as from `calibration_texts`; None asks it
     quiet=False,     # True prints nothing
-) -> Mix|None:
+): # (`Mix`, the best file type that is not larger); (None, '') where nothing is asked for
     "The best format for each tensor within a size; raises `CodetteError` if none is small enough."
-    if budget is None and bits is None: return None
-    if budget is not None: as_bytes(budget) # what is wrong is better known before anything is measured
-    mix = sensitivity(run, calibration_texts(run, files)[0], importance=importance, quiet=quiet).choose(budget, bits)
+    if budget is None and bits is None: return None, ''
+    found = sensitivity(run, (text or calibration_texts(run))[0], importance=importance, quiet=quiet)
+    mix = found.choose(budget, bits)
     if not quiet: print(mix)
-    return mix
+    return mix, found.instead(mix)
 
-def _gain(run, name, quantization, mix, tokenizer, texts, parity, folder):
-    # the divergence of the same file rounded plainly, beside the one that was measured
-    plain = folder/'plain.unverified.gguf'
+def _beside(run, tokenizer, texts, report, path, **other):
+    # the divergence of another file of the same model, beside the one that was measured; None where llama.cpp cannot be asked
+    if report is None or report.logits is None or report.status == 'failed': return None
+    plain = path.with_name(f'{path.stem}.plain.unverified.gguf')
     try:
-        GGUFConverter(run, tokenizer, quantization, name, formats=mix and mix.formats).write(plain, force=True, quiet=True)
-        report = verify_gguf(plain, run, tokenizer, texts, strings=10)
+        GGUFConverter(run, tokenizer, **other).write(plain, force=True, quiet=True)
+        there = verify_gguf(plain, run, tokenizer, texts, strings=10)
     finally: plain.unlink(missing_ok=True)
-    if report.logits is None: return None
-    return dict(kl=parity['logits']['kl'], kl_plain=report.logits.kl, ratio=parity['logits']['kl']/report.logits.kl, tokens=report.logits.positions)
+    if there.logits is None: return None
+    kl, kl_plain = report.logits.kl, there.logits.kl
+    return dict(kl=kl, kl_plain=kl_plain, ratio=kl/kl_plain if kl_plain else 1., tokens=there.logits.positions)
+
+def _worth_of(what, gain, other):
+    "What a switch was worth, in a line."
+    line = f"{what}: KL {gain['kl']:.2e} nats a token in llama.cpp, {gain['kl_plain']:.2e} {other}, that is x{gain['ratio']:.2f} ({gain['tokens']:,} tokens)"
+    return line + (': it does not pay here' if gain['ratio'] >= 1 else '')
+
+# %% ../nbs/90_pipeline.ipynb #pi-early
+def _refuse_early(run, path, quantization, name, importance, budget, force, measured, mixed):
+    # raises for whatever an export would be refused for in the end
+    modelfile = modelfile_of(path)
+    for p in (path, modelfile):
+        if p.is_dir(): raise CodetteError(f"{p} is a folder: give the name of a file, such as {p/'model.gguf'}")
+        if p.exists() and not force: raise CodetteError(f"{p} exists already: choose another name, or replace it with --force")
+    if not path.name.isprintable(): raise CodetteError(f"{str(path)!r} has a character that Ollama could not read in a Modelfile: choose another name")
+    if path == modelfile: raise CodetteError(f"{path} would be the name of its Modelfile: call the file {path.with_suffix('.gguf')}")
+    if budget is not None: as_bytes(budget)
+    if importance not in (None, 'auto'): read_importance(importance)
+    converter = GGUFConverter(run, None, quantization, name)
+    if measured: converter.check_values()
+    if not mixed: require_space(path, converter.nbytes, path.name)
 
 # %% ../nbs/90_pipeline.ipynb #pi-export
 def _run_name(run):
@@ -317,29 +339,34 @@ def export_run(
 ) -> dict:               # file, quantization, bytes, parity and the export's figures
     "Write a GGUF file with its Modelfile and verify it; raises `CodetteError` if llama.cpp does not agree."
     path = Path(path) if path else Path(run)/'model.gguf'
-    modelfile = modelfile_of(path)
-    for p in (path, modelfile):
-        if p.exists() and not force: raise CodetteError(f"{p} exists already: choose another name, or replace it with --force")
-    rounding = better_rounding(run, importance, feedback, calibrate, quiet=quiet)
-    mix = best_formats(run, budget, bits, rounding.get('importance'), calibrate, quiet)
+    modelfile, mixed = modelfile_of(path), budget is not None or bits is not None
+    measured = mixed or feedback or importance == 'auto'
+    _refuse_early(run, path, quantization, name or 'codette', importance, budget, force, measured, mixed)
+    text = calibration_texts(run, calibrate) if measured else None
+    rounding = better_rounding(run, importance, feedback, text, quiet=quiet)
+    mix, instead = best_formats(run, budget, bits, rounding.get('importance'), text, quiet)
     converter = GGUFConverter(run, None, quantization, name or _run_name(run), **rounding, formats=mix and mix.formats)
     quantization = converter.type.name # with a mix, that of the most common format
     try: template, why = go_template(converter.tokenizer.template), ''
     except CodetteError as e: template, why = None, e # the file can do without, Ollama cannot
     unverified = path.with_name(f'{path.stem}.unverified.gguf')
-    figures = converter.write(unverified, force=True, quiet=quiet)
-    parity = dict(status='not checked', reasons=['verification was switched off'])
-    if verify:
-        report = verify_gguf(unverified, run, converter.tokenizer, texts)
-        parity = report.to_dict() | dict(path=path.name)
-        if report.status == 'failed': raise CodetteError(f"llama.cpp does not agree with the model: {'; '.join(report.reasons)}; the file is left as {unverified}")
-    gain = _gain(run, converter.name, quantization, mix, converter.tokenizer, texts, parity, path.parent) if rounding and verify and parity.get('logits') else None
+    try:
+        figures = converter.write(unverified, force=True, quiet=quiet)
+        report = verify_gguf(unverified, run, converter.tokenizer, texts) if verify else None
+        about = run, converter.tokenizer, texts, report, path
+        gain = _beside(*about, quantization=quantization, formats=mix and mix.formats) if rounding else None
+        mix_gain = _beside(*about, quantization=instead, **rounding) if instead else None
+    except BaseException: unverified.unlink(missing_ok=True); raise # stopped: it is not to be taken for one that failed
+    if report and report.status == 'failed': raise CodetteError(f"llama.cpp does not agree with the model: {'; '.join(report.reasons)}; the file is left as {unverified}")
+    parity = report.to_dict() | dict(path=path.name) if report else dict(status='not checked', reasons=['verification was switched off'])
     os.replace(unverified, path)
-    if not template: print(f"no Modelfile for {path}: {why}", file=sys.stderr)
+    if not template: print(f"no Modelfile for {path}: {why}{f'; {modelfile} is left as it was' if modelfile.exists() else ''}", file=sys.stderr)
     else: write_modelfile(modelfile, path.name, context_length=converter.config.context_length, template=template, force=True)
     if not quiet: print(f"wrote {path} ({human_bytes(path.stat().st_size)}), llama.cpp: {parity['status']}")
-    if gain and not quiet: print(f"{figures.rounding}: KL {gain['kl']:.2e} nats a token in llama.cpp, {gain['kl_plain']:.2e} without, that is x{gain['ratio']:.2f} ({gain['tokens']:,} tokens)")
-    return figures.to_dict() | dict(file=path.name, path=str(path), quantization=quantization, bytes=path.stat().st_size, parity=parity, gain=gain, mix=mix and mix.to_dict())
+    if gain and not quiet: print(_worth_of(figures.rounding, gain, 'without'))
+    if mix_gain and not quiet: print(_worth_of('a format for each tensor', mix_gain, f'as {instead}, the best file type that is not larger'))
+    return figures.to_dict() | dict(file=path.name, path=str(path), quantization=quantization, bytes=path.stat().st_size, parity=parity, gain=gain,
+                                    mix=mix and mix.to_dict() | dict(instead=instead, gain=mix_gain))
 
 # %% ../nbs/90_pipeline.ipynb #pi-score
 def _last_score(run):
@@ -637,7 +664,8 @@ def make_recipe(
     laptop = size in LAPTOP
     own_context, own_batch = LAPTOP.get(size, (config.context_length, TrainingConfig.batch_size))
     config = replace(config, vocab_size=config.vocab_size if vocab is None else vocab, context_length=own_context if context is None else context)
-    settings = dict(max_steps=steps, batch_size=own_batch if batch is None else batch, device=device, seed=seed) | changes
+    rate = dict(lr=TrainingConfig.lr*LOW_MEMORY_RATE) if changes.get('low_memory') and not laptop else {}
+    settings = dict(max_steps=steps, batch_size=own_batch if batch is None else batch, device=device, seed=seed) | rate | changes
     training = (TrainingConfig.laptop if laptop else TrainingConfig)(**settings)
     if training.device != 'auto': check_device(training.device)
     check_memory(size, config, training, detect_device(training.device))

@@ -23,10 +23,12 @@ def test_budget(run, tmp_path):
         figures = json.loads(out)
         assert (tmp_path/f'{size}.gguf').stat().st_size == figures['bytes'] == figures['mix']['file_bytes'] <= size
         assert figures['parity']['status'] in ('passed', 'not checked')
+        if figures['parity']['logits']: assert figures['mix']['instead'] and figures['mix']['gain']['ratio'] > 0 and figures['mix']['gain']['kl'] == figures['parity']['logits']['kl']
         kl[size] = figures['mix']['kl']
     assert kl[130_000] < kl[110_000]
     code, out, err = codette('export', run, '--bits', 5, '--out', tmp_path/'bits.gguf', '--json')
     assert code == 0 and json.loads(out)['bits_per_weight'] <= 5, err
+    assert not list(tmp_path.glob('*.unverified.gguf'))
 
 @pytest.mark.parametrize('given, says', [(['--budget', '20KB'], 'is too little for this model: the smallest file has'), (['--budget', 'small'], "'small' is no size"),
                                          (['--bits', '5', '--budget', '1MB'], 'give one of them'), (['--bits', '5', '--quantization', 'q8'], 'give one of them'), (['--bits', '-3'], 'above 0')])

@@ -44,6 +44,11 @@ def test_weights_that_are_no_numbers(run, value, says, quantization):
     def spoil(t): t[NAME][3, 5] = value
     command_refuses(change(run, spoil), ['export', run, '--force', '--quantization', quantization], NAME, says)
 
+@pytest.mark.parametrize('switch', [['--importance', 'auto'], ['--feedback'], ['--budget', '200KB']])
+def test_weights_that_are_no_numbers_are_named_before_anything_is_measured(run, switch):
+    def spoil(t): t[NAME][3, 5] = np.nan
+    command_refuses(change(run, spoil), ['export', run, '--force', *switch], f'the tensor {NAME} holds NaN')
+
 def test_weights_beyond_the_format(run):
     def large(t): t[NAME][0, 0] = 1e5
     command_refuses(change(run, large), ['export', run, '--force'], NAME, 'choose bf16 or fp32')
@@ -105,6 +110,25 @@ def test_an_existing_file_is_kept(run):
     code, _, err = codette('export', run, '--force', '--no-verify')
     assert code == 0 and (run/'model.gguf').read_bytes()[:4] == b'GGUF' != b'GGUF, of yesterday', err
     assert len((run/'model.gguf').read_bytes()) > 1000 and not litter(run)
+
+def test_a_place_for_no_file(run, tmp_path, monkeypatch):
+    "A folder, and the name that the Modelfile would take: known before anything is measured, with --force too."
+    from codette_nb import pipeline
+    monkeypatch.setattr(pipeline, 'run_split', lambda *a, **kw: 1/0)
+    (tmp_path/'folder').mkdir()
+    for out, *says in ((tmp_path/'folder', 'is a folder', 'folder/model.gguf'), (tmp_path/'x.Modelfile', 'name of its Modelfile', 'x.gguf')):
+        command_refuses(tmp_path, ['export', run, '--out', out, '--force', '--feedback'], *says)
+    command_refuses(tmp_path, ['export', run, '--out', tmp_path/'m.gguf', '--quantization', 'q9', '--feedback'], "unknown quantization 'q9'")
+    command_refuses(tmp_path, ['export', run, '--out', tmp_path/'m.gguf', '--name', 'a\udcff', '--no-verify'], 'the name')
+
+def test_stopped_while_it_is_verified(run, monkeypatch):
+    "Neither name has the file: it was not checked."
+    from codette_nb import pipeline
+    def stopped(path, *a, **kw): assert path.exists(); raise KeyboardInterrupt
+    monkeypatch.setattr(pipeline, 'verify_gguf', stopped)
+    before = contents(run)
+    code, _, err = codette('export', run, '--force', '--quantization', 'q8')
+    assert code == 130 and contents(run) == before, err
 
 @needs_llama
 def test_a_file_that_fails_has_no_name(run, monkeypatch):
