@@ -8,7 +8,8 @@ __all__ = ['SETTINGS', 'LlamaCpp', 'serve']
 # %% ../../nbs/44_quantize.runtime.ipynb #rt-imports
 import json, os, queue, socket, threading, time
 from ..core import CodetteError, one_of
-from .reader import find_gguf, read_gguf
+from .reader import Texts, find_gguf, one_line, read_gguf
+from .verify import in_llama
 
 # %% ../../nbs/44_quantize.runtime.ipynb #rt-settings
 SETTINGS = {'max_tokens': 'max_tokens', 'temperature': 'temperature', 'top_k': 'top_k', 'top_p': 'top_p', 'min_p': 'min_p',
@@ -70,17 +71,37 @@ def _openai(messages, tools):
     if tools: out['tools'] = [t if 'function' in t else {'type': 'function', 'function': t} for t in tools]
     return out
 
+# %% ../../nbs/44_quantize.runtime.ipynb #rt-before
+def _check_bytes(path, metadata):
+    # llama.cpp would end the process at the first character without a piece
+    if metadata.get('tokenizer.ggml.model') != 'llama' or not isinstance(texts := metadata.get('tokenizer.ggml.tokens'), Texts): return
+    known = set(texts)
+    for b in range(256):
+        if f'<0x{b:02X}>' not in known and not (b < 128 and chr(b) in known): raise CodetteError(f"{path} has no piece for byte {b}, '<0x{b:02X}>': llama.cpp would break off at a text that has it")
+
+def _check_numbers(context, threads, parallel):
+    for name, n, most in (('context', context, 1 << 24), ('number of threads', threads or 1, 1 << 10), ('number of questions at the same time', parallel, 1 << 10)):
+        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= most: raise CodetteError(f"the {name} is {n!r}: it must be a whole number from 1 to {most:,}")
+
+def _try_to_load(path, context, timeout=600.):
+    # in a process of its own; where that cannot be done (Windows), nothing is known before
+    with in_llama(path, timeout=timeout, context=context) as answer:
+        if not (why := answer.get('error')): return
+        said = next((l.strip() for l in answer.get('log', []) if 'error' in l.lower()), why)
+    raise CodetteError(f"llama.cpp cannot load {path}: {one_line(said, 300)}")
+
 # %% ../../nbs/44_quantize.runtime.ipynb #rt-start
 def _start(path, context, threads, port, parallel):
     try: import xllamacpp as x
     except ImportError as e: raise CodetteError("chatting needs llama.cpp's binding: pip install xllamacpp") from e
+    os.environ.setdefault('GGML_NO_BACKTRACE', '1') # no debugger is started where it ends the process
     p = x.CommonParams()
     p.model.path, p.n_ctx, p.n_parallel = str(path), context, parallel
     p.hostnames, p.port = ['127.0.0.1'], port
     p.verbosity, p.warmup, p.ui, p.endpoint_slots, p.offline = -1, False, False, False, True
     p.cpuparams.n_threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     try: return x.Server(p)
-    except RuntimeError as e: raise CodetteError(f"llama.cpp cannot load {path}: verify_gguf says why") from e
+    except RuntimeError as e: raise CodetteError(f"llama.cpp loads {path} and cannot serve it: its chat template may be broken, or the memory too small") from e
 
 def _check_port(port):
     # llama.cpp would not say what is wrong
@@ -102,8 +123,11 @@ class LlamaCpp:
     ):
         self.path = find_gguf(path)
         file = read_gguf(self.path)
-        self.metadata, self.context_length = file.metadata, context_length or file.context_length
+        self.metadata, self.context_length = file.metadata, context_length if context_length is not None else file.context_length
+        _check_numbers(self.context_length, threads, parallel)
         _check_port(port)
+        _check_bytes(self.path, file.metadata)
+        _try_to_load(self.path, self.context_length*parallel)
         self._server = _start(self.path, self.context_length*parallel, threads, port, parallel)
 
     @property
