@@ -13,7 +13,7 @@ import base64, io, math, shutil, tempfile, threading, time, weakref
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from ..core import CodetteError, atomic_file, human_bytes, human_time, one_of, text_table
+from ..core import CodetteError, atomic_file, command_line, human_bytes, human_time, one_of, text_table
 from ..quantize.blocks import dequantise, number_format, quantise
 from ..quantize.compare import TypeComparison, compare_types, plot_comparison, relative_errors
 from ..quantize.filetypes import FILE_TYPES, assign, file_type
@@ -204,16 +204,16 @@ def sample(self: QuantizerPanel,
     tell=lambda work: None, # called while it goes on
 ) -> Work:
     "Ask the model in PyTorch and the chosen type in llama.cpp the same; the likeliest piece each time, so chance has no part in it."
-    prompt, name, context = self.prompt if prompt is None else prompt, self.type, self.config.context_length
+    prompt, name = self.prompt if prompt is None else prompt, self.type
     if not str(prompt).strip(): raise CodetteError("the prompt is empty: ask something")
     def act(work):
         work.at('PyTorch answers')
         if self._model is None: self._model = LanguageModel(*open_source(self.checkpoint).load())
         here = self._model.chat(prompt, max_tokens=max_tokens, temperature=0)
         work.at(f'writing {name}', 1, 3)
-        llama_memory(self.file(name), context) # in a process of its own
+        path = self.file(name)
         work.at('llama.cpp answers', 2, 3)
-        with LlamaCpp(self.file(name)) as there: said = there.chat([{'role': 'user', 'content': prompt}], stream=False, max_tokens=max_tokens, temperature=0)
+        with LlamaCpp(path) as there: said = there.chat([{'role': 'user', 'content': prompt}], stream=False, max_tokens=max_tokens, temperature=0)
         self.prompt, self.samples = prompt, (name, prompt, here, said)
         return self.samples
     return _start(self, act, wait, tell)
@@ -343,7 +343,7 @@ def _rows(panel):
 
 def next_line(panel) -> str:
     "The command that writes the chosen type."
-    return f"codette export {panel.checkpoint} --quantization {panel.type} --out {panel.type}.gguf"
+    return command_line('codette', 'export', panel.checkpoint, '--quantization', panel.type, '--out', f'{panel.type}.gguf')
 
 def static(self: QuantizerPanel) -> dict:
     "The panel where there are no widgets."
@@ -408,8 +408,8 @@ class Live(_Callbacks):
         self.paint()
 
     def changed(self):
-        self.panel.set(self.controls.type.value, self.controls.context.value, show=False)
-        self.paint()
+        try: self.panel.set(self.controls.type.value, self.controls.context.value, show=False)
+        finally: self.put() # what was refused is not shown either
 
     def paint(self):
         c, p = self.controls, self.panel
