@@ -31,7 +31,7 @@ class Sampling:
 
 def _sampling_faults(settings):
     # a sentence for each setting that is none or cannot be
-    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < float('inf')
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30
     rules = dict(temperature=(lambda v: v >= 0, 'a number of at least 0'), top_p=(lambda v: 0 < v <= 1, 'a number above 0 and at most 1'),
                  top_k=(lambda v: v >= 0 and isinstance(v, int), 'a whole number of at least 0'),
                  min_p=(lambda v: 0 <= v < 1, 'a number of at least 0 and below 1'), repetition_penalty=(lambda v: v > 0, 'a number above 0'))
@@ -53,7 +53,7 @@ def candidates(
 ):               # ids (K,), probabilities (K,) that add up to 1
     "The pieces that may be drawn."
     if s.temperature == 0: return logits_v.argmax()[None], torch.ones(1)
-    x = (logits_v.float() - logits_v.max())/s.temperature                       # the largest is 0, however small the temperature
+    x = (logits_v.float() - logits_v.max())/max(s.temperature, 1e-30)           # the largest is 0, however small the temperature
     if s.top_k == 0 and s.top_p == 1:
         keep, p = torch.arange(len(x)), x.softmax(-1)
         if s.min_p: keep = (p >= s.min_p*p.max()).nonzero()[:, 0]; p = p[keep]
@@ -62,7 +62,7 @@ def candidates(
         top, ids = x.topk(n)
         p = (top - (top if s.top_k else x).logsumexp(-1)).exp()
         inside = p >= s.min_p*p[0]
-        if s.top_p < 1: inside &= p.cumsum(-1) - p < s.top_p
+        if s.top_p < 1: inside &= p.cumsum(-1) - p < max(s.top_p, 1e-30)
         return ids[inside], p[inside], bool(inside[-1])
     ids, p, all_ = cut(min(s.top_k or 128, len(x)))
     if all_ and not s.top_k and len(ids) < len(x): ids, p, _ = cut(len(x))      # what was left out might be inside as well
@@ -189,7 +189,7 @@ def _faults(model, prompts, max_tokens, seeds, precision):
     room = model.config.context_length
     whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
     bad = [] if whole(max_tokens) and max_tokens > 0 else [f"max_tokens is {max_tokens!r}: it must be a whole number of at least 1"]
-    bad += [f"seed is {s!r}: it must be a whole number, or None" for s in seeds if s is not None and not whole(s)]
+    bad += [f"seed is {s!r}: it must be a whole number of 64 bits, or None" for s in seeds if s is not None and not (whole(s) and -2**63 <= s < 2**64)]
     if precision not in ('float32', 'bfloat16'): bad.append(f"precision is {precision!r}: it must be 'float32' or 'bfloat16'")
     if len(seeds) != len(prompts): bad.append(f"there are {len(seeds)} seeds for {len(prompts)} prompts: give one for all, or one for each")
     if not all(map(len, prompts)): bad.append("the prompt is empty: start with at least <bos>")
@@ -219,6 +219,7 @@ def generate_rows(
     left = {row: min(max_tokens, model.config.context_length - len(p)) for row, p in enumerate(prompts)}
     d = Decoder(model, len(prompts), max(map(len, prompts)) + max(left.values()), precision)
     logits, last, s = read_prompts(d, prompts).float().cpu(), [0]*len(prompts), sampling
+    if logits.isnan().any(): raise CodetteError("what this model computes are no numbers, so it can write nothing: its training went wrong, or its file is damaged")
     seen = torch.zeros(logits.shape, dtype=torch.bool) if s.repetition_penalty != 1 else None
     for row, p in enumerate(prompts if seen is not None else ()): seen[row, p] = True
     while True:
@@ -259,7 +260,16 @@ class TextTail:
         return shown
 
 # %% ../../nbs/22_model.generate.ipynb #gen-stream
+def _check_prompt(prompt):
+    message = lambda m: isinstance(m, dict) and isinstance(m.get('role'), str)
+    if not isinstance(prompt, str) and not (isinstance(prompt, (list, tuple)) and all(map(message, prompt))):
+        raise CodetteError(f"the prompt is {prompt!r}: give a text, or a list of messages with role and content")
+    text = prompt if isinstance(prompt, str) else ''.join(str(m.get('content')) for m in prompt)
+    try: text.encode()
+    except UnicodeEncodeError as e: raise CodetteError(f"the prompt is no text: it holds {text[e.start]!r}, half of a pair") from e
+
 def _prompt_ids(tokenizer, prompt, tools):
+    _check_prompt(prompt)
     return [tokenizer.bos_id]*tokenizer.add_bos + (tokenizer.encode(prompt) if isinstance(prompt, str) else
                                  tokenizer.encode(render_chat(prompt, tools, add_generation_prompt=True, template=tokenizer.template or CHAT_TEMPLATE,
                                                                          eos_token=tokenizer.decode([tokenizer.eos_id], control=True)), special=True))
@@ -277,7 +287,7 @@ def stream_batch(
 ):
     "Yield (row, piece of its text), as they come."
     if not prompts: return
-    seeds, stop = list(seed) if isinstance(seed, (list, tuple)) else [seed]*len(prompts), [stop] if isinstance(stop, str) else list(stop)
+    seeds, stop = list(seed) if isinstance(seed, (list, tuple)) else [seed]*len(prompts), list(stop) if isinstance(stop, (list, tuple, set)) else [stop]
     ids = [_prompt_ids(tokenizer, p, tools) for p in prompts]
     bad = _sampling_faults(sampling) + _faults(model, ids, max_tokens, seeds, precision)
     bad += [f"stop holds {s!r}: it must be a text and not empty" for s in stop if not isinstance(s, str) or not s]

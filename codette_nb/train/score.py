@@ -29,10 +29,11 @@ def unigram_entropy(
     skip: int|None=None, # a token that is never predicted, as <bos>
 ) -> float:           # nats per token
     "What the frequencies of single tokens cost; raises `CodetteError` if there is nothing to explain."
-    n = np.bincount(np.asarray(tokens).ravel(), minlength=vocab_size).astype(float)
+    flat = lambda x: a if (a := np.asarray(x).ravel()).size else a.astype(int) # nothing at all has the type of a float
+    n = np.bincount(flat(tokens), minlength=vocab_size).astype(float)
     if skip is not None: n[skip] = 0
     if held_out is not None:
-        y = np.asarray(held_out).ravel()
+        y = flat(held_out)
         m, n = np.bincount(y[y >= 0], minlength=vocab_size), n + (np.arange(vocab_size) != skip)
         if skip is not None: m[skip] = 0
     else: m = n
