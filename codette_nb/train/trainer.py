@@ -9,6 +9,7 @@ __all__ = ['RUN_FILES', 'measure', 'transformed', 'check_out', 'clear_out', 'Rem
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-imports
 import json, math, os, shutil, signal, sys, threading, time
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -192,6 +193,7 @@ class Loading(Saving):
         folder, # a `checkpoints/step-N` of this run; None begins anew what was killed before its first
     ):
         "Take over the state of a checkpoint of this run; raises `CodetteError` naming what differs if it belongs to another."
+        self._asked = deque(c for c in self._asked if c[0] != 'stop') # it was for what went before
         if folder is None:
             with self.lock: _tidy(self.out); self.metrics.cut(0)
             self.unread = False
@@ -345,8 +347,9 @@ class Looping(Stepping):
         if self.config.max_rollbacks and not any((self.out/'checkpoints').glob('step-*')): self.save() # something to fall back to
         self._boundary()
         while self.step < self.total_steps and not self._stop:
-            t = time.perf_counter()
-            if not (taken := self._train_step()): seconds, self._logged = 0., self.tokens; continue
+            t, self.unread = time.perf_counter(), True # whatever breaks off a step leaves something that is no state to go on from
+            taken, self.unread = self._train_step(), False
+            if not taken: seconds, self._logged = 0., self.tokens; continue
             loss, norm = taken
             self._losses.append(loss); seconds += (dt := time.perf_counter() - t); self.elapsed += dt
             last = self.step == self.total_steps
@@ -391,7 +394,7 @@ class Fitting(Looping):
         quiet=False, # True prints nothing
     ) -> dict:       # reason, step, elapsed (seconds), best_loss, loss, accuracy, bits_per_byte, run
         "Train to the end, or until stopped; raises what went wrong."
-        if self.unread: raise CodetteError(f"{self.out} was opened to be resumed: load one of its checkpoints first")
+        if self.unread: raise CodetteError(f"load one of the checkpoints of {self.out} first: it was opened to be resumed, or left in the middle of a step")
         with self.lock: # where another process trains, not even its refusal is written into the run
             self.log.quiet, self._first, self._logged, self._begun, self._waited, self.paused = quiet, self.tokens, self.tokens, self.elapsed, 0., False
             try:
@@ -400,8 +403,9 @@ class Fitting(Looping):
                               dtype=self.config.dtype, tokens_per_step=self.tokens_per_step, config=asdict(self.config), choice=self.choice.to_dict(),
                               unigram_entropy=self._guessing(), sources=[c['name'] for c in self.train_set.shards.counts])
                     self._steps()
-            except Exception as e:
-                self.emit('stop', step=self.step, reason='error', message=str(e), elapsed=self.elapsed)
+            except BaseException as e:
+                why = ('error', str(e)) if isinstance(e, Exception) else ('interrupted', f'at once; the checkpoints up to step {self.saved} are good')
+                self.emit('stop', step=self.step, reason=why[0], message=why[1], elapsed=self.elapsed)
                 raise
             (reason, message), self._stop = self._stop or ('finished', ''), None
             if reason != 'interrupted': self.guards.finish()
