@@ -1,5 +1,5 @@
 "From a checkpoint to a GGUF file that llama.cpp reads as PyTorch meant it, for every tokenizer and every format."
-import errno, json, multiprocessing, os, time, urllib.request
+import errno, json, multiprocessing, os, subprocess, sys, time, urllib.request
 import pytest, torch
 from codette_nb.core import CodetteError
 from codette_nb.data.records import render_chat
@@ -52,6 +52,18 @@ def test_a_full_disk_leaves_no_file(made, tmp_path, monkeypatch):
     monkeypatch.setattr(gguf, 'quantise', full)
     with pytest.raises(CodetteError, match='the disk is full'): conv.write(tmp_path/'model.gguf')
     assert list(tmp_path.iterdir()) == []
+
+@needs_llama
+def test_no_room_for_the_logits(made, tmp_path):
+    "The temporary folder is full: that is said, and the file is not blamed."
+    path = convert_checkpoint_to_gguf(made[2], None, tmp_path/'model.gguf', 'q8')
+    (tmp_path/'job.json').write_text(json.dumps(dict(gguf=str(path), strings=[], sequences=[[1]*100])))
+    full = 'import shutil, sys; shutil.disk_usage = lambda p: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1000); from codette_nb.quantize.verify import _worker; _worker(sys.argv[1])'
+    assert subprocess.run([sys.executable, '-c', full, tmp_path], capture_output=True, timeout=60).returncode == 0
+    assert 'has 1000 B free' in json.loads((tmp_path/'answer.json').read_text())['full'] and not (tmp_path/'logits.npy').exists()
+    with pytest.MonkeyPatch.context() as m, pytest.raises(CodetteError, match='no room'):
+        m.setattr(verify, '_ask', lambda *a: dict(full='no room'))
+        verify_gguf(path, made[2])
 
 def test_an_interrupted_export_keeps_the_old_file(made, tmp_path, monkeypatch):
     def stop(*a): raise KeyboardInterrupt

@@ -12,6 +12,7 @@ import errno, hashlib, html, math, os, re, struct, tempfile, time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 import gguf, jinja2, numpy as np, torch
 from safetensors import SafetensorError, safe_open
@@ -442,7 +443,7 @@ class _Before:
             weights, rows = self.weights.get_slice(t.source), max(1, (1 << 21)//math.prod(t.shape[1:]))
             for i in range(0, t.shape[0], rows): _refuse_no_numbers(weights[i:i + rows].float().numpy(), t.source)
 
-    @property
+    @cached_property
     def file_bytes(self) -> int:
         "Bytes of the file, exactly; everything but the weights is written for it, to a temporary file."
         whole = lambda n: -(-n//gguf.GGUF_DEFAULT_ALIGNMENT)*gguf.GGUF_DEFAULT_ALIGNMENT

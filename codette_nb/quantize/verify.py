@@ -16,7 +16,7 @@ from itertools import repeat
 from pathlib import Path
 from threading import Thread
 import numpy as np
-from ..core import CodetteError
+from ..core import CodetteError, require_space
 from ..data.records import render_chat
 
 # %% ../../nbs/42_quantize.verify.ipynb #vf-lib
@@ -112,6 +112,8 @@ def _worker(folder):
     say('loading the file')
     m = _Llama(lib, job['gguf'], log)
     if not m.model: return leave(error='llama.cpp refuses the file')
+    try: require_space(folder, 4*m.size*sum(map(len, seqs)) + (1 << 20), "what llama.cpp answers, in the temporary folder (TMPDIR),")
+    except CodetteError as e: return leave(full=str(e))
     say('tokenising')
     answer = {f'{kind}{k}': [_tokenize(m, s.encode(), k, kind == 'bos') for s in job['strings']]
               for kind in ('plain', 'bos') for k in (0, 1)}
@@ -171,10 +173,11 @@ def in_llama(
     tell=lambda stage: None, # called some times a second with what llama.cpp does
     folder=None,   # where to put the logits for the while; None for the temporary folder
 ):
-    "Ask llama.cpp in a process of its own; yields a dictionary with `missing`, with `error`, or with tokens, pieces and `logits` of each sequence."
+    "Ask llama.cpp in a process of its own; yields a dictionary with `missing`, with `error`, or with tokens, pieces and `logits` of each sequence. Raises `CodetteError` if the disk has no room for them."
     with tempfile.TemporaryDirectory(dir=folder) as d:
         job = dict(gguf=str(Path(gguf_path).resolve()), strings=list(strings), sequences=list(seqs), context=context)
         answer = _ask(Path(d), job, timeout, tell)
+        if 'full' in answer: raise CodetteError(answer['full'])
         if seqs and not {'missing', 'error'} & set(answer):
             logits = np.load(Path(d, 'logits.npy'), mmap_mode='r')
             answer['logits'] = np.split(logits, np.cumsum([len(s) for s in seqs])[:-1])
