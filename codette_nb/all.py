@@ -29,7 +29,7 @@ from .model.config import PRESETS, Sizes, TransformerConfig, inference_memory, n
 from .model.generate import Sampling, generate, generate_batch, stream, tidy
 from .model.transformer import (CustomTransformer, FeedForwardNetwork, MultiHeadAttention, RoPEPositionalEmbedding, TransformerLayer,
                                           create_codette_model)
-from .pipeline import Recipe, ask_run, experiment_of, export_run, main, make_recipe, measure_run, quick_train, resume_run, train_run
+from .pipeline import Recipe, ask_run, experiment_of, export_run, main, make_recipe, measure_run, next_steps, quick_train, resume_run, train_run
 from .quantize.allocate import allocate, sensitivity
 from .quantize.blocks import FORMATS, dequantise, number_format, quantise
 from .quantize.compare import compare_types
@@ -52,7 +52,7 @@ from .train.experiments import Between, Experiment, Sweep, compare, find_lr, swe
 from .train.guards import canaries, exposure
 from .train.lock import RunLock, holder
 from .train.lowmemory import create_low_memory_model, new_model
-from .train.plan import make_plan
+from .train.plan import about_model, make_plan
 from .train.probe import Choice, probe
 from .train.score import Score
 from .train.trainer import CodetteTrainer, train_codette_model

@@ -402,18 +402,22 @@ class TeacherReport:
         kinds += [(f'no answer: {k}', n, self.examples[k]) for k, n in self.failed.most_common()]
         return [(k, n, f'{n/max(self.prompts, 1):.1%}', e) for k, n, e in kinds]
 
-    def _sentences(self):
-        took = (f"{self.requests:,} requests ({self.retries:,} of them repeated) in {human_time(self.seconds)}; {self.known:,} prompts had been answered before; "
-                f"{human_count(self.tokens_in)} tokens read, {human_count(self.tokens_out)} written, {self.tokens_per_second:.0f} a second")
-        cost = [] if self.cost is None else [f"cost: {self.cost:.4f}"]
-        return [f"{self.prompts:,} prompts to {self.model}; {self.kept:,} examples in {self.out}", took, *cost, *self.notes]
+# %% ../../nbs/17_data.teacher.ipynb #tch-report-show
+def _sentences(r):
+    took = (f"{r.requests:,} requests ({r.retries:,} of them repeated) in {human_time(r.seconds)}; {r.known:,} prompts had been answered before; "
+            f"{human_count(r.tokens_in)} tokens read, {human_count(r.tokens_out)} written, {r.tokens_per_second:.0f} a second")
+    cost = [] if r.cost is None else [f"cost: {r.cost:.4f}"]
+    return [f"{r.prompts:,} prompts to {r.model}; {r.kept:,} examples in {r.out}", took, *cost, *r.notes]
 
-    def __str__(self): return '\n'.join([*self._sentences(), text_table([('result', 'prompts', 'share'), *(r[:3] for r in self.rows())])])
+def _report_text(self):
+    return '\n'.join([*_sentences(self), text_table([('result', 'prompts', 'share'), *(r[:3] for r in self.rows())])])
 
-    def _repr_html_(self):
-        body = ''.join(f'<tr><td>{escape(k)}</td><td>{n:,}</td><td>{share}</td><td>{escape(e)}</td></tr>' for k, n, share, e in self.rows())
-        head = ''.join(f'<th>{h}</th>' for h in ('result', 'prompts', 'share', 'such as'))
-        return ''.join(f'<p>{escape(s)}</p>' for s in self._sentences()) + f'<table><tr>{head}</tr>{body}</table>'
+def _report_html(self):
+    body = ''.join(f'<tr><td>{escape(k)}</td><td>{n:,}</td><td>{share}</td><td>{escape(e)}</td></tr>' for k, n, share, e in self.rows())
+    head = ''.join(f'<th>{h}</th>' for h in ('result', 'prompts', 'share', 'such as'))
+    return ''.join(f'<p>{escape(s)}</p>' for s in _sentences(self)) + f'<table><tr>{head}</tr>{body}</table>'
+
+TeacherReport.__str__, TeacherReport._repr_html_ = _report_text, _report_html
 
 # %% ../../nbs/17_data.teacher.ipynb #tch-lesson
 def cache_file(

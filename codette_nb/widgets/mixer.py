@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROLE_OF', 'MIX_STYLE', 'NO_WIDGETS', 'written_sizes', 'Estimate', 'divide_mix', 'bar_html', 'rows_html', 'text_html',
            'categories', 'Preview', 'Measure', 'report_html', 'settings_code', 'plot_division', 'mix_figure', 'lay_out',
-           'MixerPanel', 'measure_mix', 'next_cell', 'save_panel', 'static_bundle', 'Live', 'show_panel',
-           'refresh_picture', 'take_weights']
+           'MixerPanel', 'set_mix', 'reset_mix', 'measure_mix', 'next_cell', 'save_panel', 'static_bundle', 'Live',
+           'show_panel', 'refresh_picture', 'take_weights']
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-imports
 import base64, html, math, re, textwrap, threading, time
@@ -421,24 +421,6 @@ class MixerPanel:
         self.reset()
         self.preview = Preview(self.estimate, self.names[0])
 
-    def reset(self):
-        "Back to the settings of the mixer."
-        self.set(self.base.weights, self.base.temperature, self.base.forms)
-
-    def set(self,
-        weights: dict|None=None,       # source to weight; those not named weigh 1; None leaves all as they are
-        temperature: float|None=None,  # None leaves it
-        forms: tuple|None=None,        # of `FORMS`; None leaves them
-        show=True,                     # False leaves the widgets as they are
-    ):
-        "Try other settings; raises `CodetteError` if they make no sense."
-        for k in weights or (): one_of(k, self.names, 'source')
-        w = {k: (self.weights if weights is None else weights).get(k, 1) for k in self.names}
-        t, f = self.temperature if temperature is None else temperature, self.forms if forms is None else tuple(forms)
-        self.estimate.rows(replace(self.base, weights=w, temperature=t, forms=f)) # says what is wrong
-        self.weights, self.temperature, self.forms = w, t, f
-        if self.live and show: self.live.put()
-
     @property
     def mixing(self) -> Mixing:
         "The settings as they stand."
@@ -454,6 +436,27 @@ class MixerPanel:
     def stale(self) -> bool: return self.report is not None and self.measured != self.mixing # the report is of other settings
     def rows(self) -> list[dict]: return self.estimate.rows(self.mixing)
     def plot(self, ax=None): return plot_division(self.rows(), ax)
+
+# %% ../../nbs/61_widgets.mixer.ipynb #mp-set
+def set_mix(self: MixerPanel,
+    weights: dict|None=None,       # source to weight; those not named weigh 1; None leaves all as they are
+    temperature: float|None=None,  # None leaves it
+    forms: tuple|None=None,        # of `FORMS`; None leaves them
+    show=True,                     # False leaves the widgets as they are
+):
+    "Try other settings; raises `CodetteError` if they make no sense."
+    for k in weights or (): one_of(k, self.names, 'source')
+    w = {k: (self.weights if weights is None else weights).get(k, 1) for k in self.names}
+    t, f = self.temperature if temperature is None else temperature, self.forms if forms is None else tuple(forms)
+    self.estimate.rows(replace(self.base, weights=w, temperature=t, forms=f)) # says what is wrong
+    self.weights, self.temperature, self.forms = w, t, f
+    if self.live and show: self.live.put()
+
+def reset_mix(self: MixerPanel):
+    "Back to the settings of the mixer."
+    self.set(self.base.weights, self.base.temperature, self.base.forms)
+
+MixerPanel.set, MixerPanel.reset = set_mix, reset_mix
 
 # %% ../../nbs/61_widgets.mixer.ipynb #mp-run
 def measure_mix(self: MixerPanel,
