@@ -6,18 +6,18 @@
 __all__ = ['TERMS', 'LAWS', 'RECORD_MEMORY', 'TEXT_MEMORY', 'TOKENIZER_MEMORY', 'BETWEEN', 'VOCABULARIES', 'BYTES_PER_TOKEN',
            'TWICE', 'LEAST', 'MOST', 'EXPECTED_OF', 'LAPTOP', 'effective_bytes', 'Law', 'fit_law', 'plot_law',
            'Stopwatch', 'LittleText', 'memory_of', 'check_memory', 'resident', 'PeakMemory', 'Rehearsal', 'rehearse',
-           'bytes_per_token', 'shape', 'update_work', 'Pace', 'Chores', 'Option', 'enough_samples', 'Planner', 'Plan',
-           'check_request', 'make_plan', 'about_model']
+           'bytes_per_token', 'shape', 'update_work', 'step_parts', 'Pace', 'Chores', 'Option', 'enough_samples',
+           'Rehearsing', 'Planner', 'Plan', 'check_request', 'make_plan', 'about_model']
 
 # %% ../../nbs/34_train.plan.ipynb #pl-imports
 import gc, math, re, statistics, sys, tempfile, time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from html import escape
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import CodetteError, Device, detect_device, human_bytes, human_count, human_time, text_table
+from ..core import CodetteError, Device, detect_device, human_bytes, human_count, human_time, one_of, text_table
 from ..data.corpora import python_docs
 from ..data.mixer import Mixer, Mixing
 from ..data.packing import TextDataset
@@ -152,6 +152,7 @@ def plot_law(
         x = np.geomspace(5e5, 5e7, 50)
         ax.plot(x, [law(n, d, max(r['unique_bytes'] for r in runs), of_size[0]['batch_bytes'])[0] for d in x], color=f'C{i}', lw=.8)
     ax.set(xscale='log', yscale='log', xlabel='bytes read', ylabel='bits per byte')
+    ax.yaxis.set(major_locator=plt.MaxNLocator(7), major_formatter='{x:g}', minor_locator=plt.NullLocator())
     ax.legend(frameon=False, fontsize=8, title='parameters', title_fontsize=8); ax.spines[['top', 'right']].set_visible(False)
     return ax
 
@@ -166,8 +167,6 @@ class Stopwatch:
     def seconds(self) -> float: return min(time.perf_counter() - self.wall, time.process_time() - self.busy)
 
 # %% ../../nbs/34_train.plan.ipynb #pl-mix
-RECORD_MEMORY, TEXT_MEMORY, TOKENIZER_MEMORY = 10_000, 5, 16 << 20 # bytes of memory of a generated record, of a byte of other text, and of what training the tokenizer leaves
-
 class LittleText:
     "A little of the text that a run would read, and what making it took."
     def __init__(self,
@@ -205,23 +204,30 @@ class LittleText:
         tokenizer, *shards = self.parts[v]
         return tokenizer, *(TextDataset(s, tokenizer, config.context_length) for s in shards)
 
-    def bytes_of(self,
-        samples: int, # generated records
-    ) -> float: return samples*self.record_bytes + self.own_bytes
-
-    def memory_of(self,
-        samples: int, # generated records
-    ) -> int:
-        "Bytes of memory that all the text takes: as records, as tokens, and as what cleaning remembers of it."
-        return round(samples*RECORD_MEMORY + self.own_bytes*TEXT_MEMORY) + TOKENIZER_MEMORY
-
-    def seconds_of(self,
-        samples: int, # generated records
-    ) -> float:
-        "How long making all the text and its tokenizer will take; a fifth as many records again are held out."
-        return 1.2*samples*self.per_record + self.own_seconds + self.per_byte*self.bytes_of(samples)
-
     def __repr__(self): return f'LittleText({human_bytes(self.own_bytes)} of text, {1000*self.per_record:.1f} ms a record of {self.record_bytes:,.0f} bytes)'
+
+# %% ../../nbs/34_train.plan.ipynb #pl-all
+RECORD_MEMORY, TEXT_MEMORY, TOKENIZER_MEMORY = 10_000, 5, 16 << 20 # bytes of memory of a generated record, of a byte of other text, and of what training the tokenizer leaves
+
+def _bytes_of(self: LittleText,
+    samples: int, # generated records
+) -> float:
+    "How long all the text is."
+    return samples*self.record_bytes + self.own_bytes
+
+def _text_memory(self: LittleText,
+    samples: int, # generated records
+) -> int:
+    "Bytes of memory that all the text takes: as records, as tokens, and as what cleaning remembers of it."
+    return round(samples*RECORD_MEMORY + self.own_bytes*TEXT_MEMORY) + TOKENIZER_MEMORY
+
+def _seconds_of(self: LittleText,
+    samples: int, # generated records
+) -> float:
+    "How long making all the text and its tokenizer will take; a fifth as many records again are held out."
+    return 1.2*samples*self.per_record + self.own_seconds + self.per_byte*self.bytes_of(samples)
+
+LittleText.bytes_of, LittleText.memory_of, LittleText.seconds_of = _bytes_of, _text_memory, _seconds_of
 
 # %% ../../nbs/34_train.plan.ipynb #pl-memory
 def memory_of(
@@ -295,6 +301,7 @@ class Rehearsal:
     seconds: float  # the whole rehearsal
     excess: int     # bytes of memory that it took beyond what `memory_of` counts
 
+# %% ../../nbs/34_train.plan.ipynb #pl-rehearse2
 def _excess(need, peak):
     # what was taken by the highest mark and was not counted; 0 where the mark cannot be told
     told = peak.device == 'cuda' or peak.device == 'cpu' and sys.platform == 'linux'
@@ -348,7 +355,7 @@ def shape(
 ) -> TransformerConfig:
     "The configuration of a size; raises `CodetteError` naming the sizes."
     if size in PRESETS: c = PRESETS[size]
-    elif re.fullmatch(r'[1-9]\d?x[1-9]\d{1,4}', size):
+    elif re.fullmatch(r'[1-9]\d?x[1-9]\d{1,4}', str(size)):
         layers, width = map(int, size.split('x'))
         c = TransformerConfig(VOCABULARIES[-1], 2048, width, layers, max(1, width//64))
     else: raise CodetteError(f"size is {size!r}: choose one of auto, {', '.join(PRESETS)}, or layers x width as in 6x384")
@@ -356,7 +363,7 @@ def shape(
     fitting = [v for v in VOCABULARIES if v <= c.vocab_size and v*c.hidden_size <= body/3 and 500*v <= tokens]
     return replace(c, vocab_size=vocab or max(fitting, default=VOCABULARIES[0]), context_length=context or (256 if c.hidden_size <= 256 else 512))
 
-# %% ../../nbs/34_train.plan.ipynb #pl-pace
+# %% ../../nbs/34_train.plan.ipynb #pl-parts
 def update_work(
     c: TransformerConfig, # the shape
     optimizer='muon',     # or 'adamw'
@@ -364,6 +371,18 @@ def update_work(
     "What an optimizer's own work grows with."
     return c.num_layers*c.hidden_size**3 if optimizer == 'muon' else num_parameters(c)
 
+def step_parts(
+    passes,  # (n,) work of the passes of each step that was timed
+    update,  # (n,) work of its update
+    seconds, # (n,) what it took
+) -> tuple:  # seconds for a unit of either
+    "What the passes and the update of a step take; all goes to the passes where steps are too much alike to tell."
+    low, high = passes.argmin(), passes.argmax()
+    rate = (seconds[high] - seconds[low])/max(1., passes[high] - passes[low])
+    if passes[high] < 1.5*passes[low] or not 0 < rate*passes[high] <= seconds[high]: rate = seconds[high]/passes[high] # nothing can be told apart
+    return rate, max(0., float(np.median((seconds - rate*passes)/update)))
+
+# %% ../../nbs/34_train.plan.ipynb #pl-pace
 class Pace:
     "Seconds of a step for any size and batch, from rehearsals of a few."
     def __init__(self): self.heard, self.optimizer = [], 'muon' # (configuration, Rehearsal)
@@ -394,11 +413,7 @@ class Pace:
         near = self.near(config)
         passes = np.array([r.tokens*flops_per_token(c) for c, r in near], float)
         update = np.array([update_work(c, self.optimizer) for c, r in near], float)
-        seconds = np.array([r.step for _, r in near])
-        low, high = passes.argmin(), passes.argmax()
-        rate = (seconds[high] - seconds[low])/max(1., passes[high] - passes[low])
-        if passes[high] < 1.5*passes[low] or not 0 < rate*passes[high] <= seconds[high]: rate = seconds[high]/passes[high] # nothing can be told apart
-        own = max(0., float(np.median((seconds - rate*passes)/update)))
+        rate, own = step_parts(passes, update, np.array([r.step for _, r in near]))
         return float(rate*tokens*flops_per_token(config) + own*update_work(config, self.optimizer))
 
     def other(self,
@@ -459,8 +474,8 @@ def enough_samples(
     return max(LEAST, min(MOST, round((read/TWICE - text.own_bytes)/text.record_bytes, -2)))
 
 # %% ../../nbs/34_train.plan.ipynb #pl-planner
-class Planner:
-    "Weighs sizes and batches against each other."
+class Rehearsing:
+    "What was asked for, how a size would be trained here, and what rehearsals have told."
     def __init__(self,
         minutes: float,    # for everything
         device: Device,    # where
@@ -487,6 +502,20 @@ class Planner:
         "Choose number format, threads and compiling on this machine, once for all sizes and again for the one that is chosen."
         return settle(self.training(config, windows), config, seconds)
 
+    def rehearse(self, config, training, steps=3):
+        "Add a rehearsal to what is known."
+        self.pace.add(config, rehearse(config, training, self.text, steps), training)
+
+    def memory(self, config, training, samples) -> Memory:
+        "What a run takes at its peak, by what the nearest rehearsal took; on a CPU with all that this process holds and the text."
+        need, tokens = memory_of(config, training), training.batch_size*training.grad_accum*config.context_length
+        excess = (self.pace.timed(config, tokens) or self.pace.near(config)[-1][1]).excess
+        process = resident() + self.text.memory_of(samples) if self.device.type == 'cpu' else 0
+        return replace(need, working=need.working + excess, process=process or need.process)
+
+# %% ../../nbs/34_train.plan.ipynb #pl-weigh
+class Planner(Rehearsing):
+    "Weighs sizes and batches against each other."
     def option(self, size, config, windows) -> Option:
         "What the minutes make of one size with one batch."
         training = self.training(config, windows)
@@ -524,17 +553,6 @@ class Planner:
     def usable(self, o: Option) -> bool: return o.fits and (o.steps >= 10 or 'max_steps' in self.changes)
     def loss(self, o: Option) -> float: return statistics.fmean(b for b, _ in o.expected.values()) # every set counts alike
 
-    def rehearse(self, config, training, steps=3):
-        "Add a rehearsal to what is known."
-        self.pace.add(config, rehearse(config, training, self.text, steps), training)
-
-    def memory(self, config, training, samples) -> Memory:
-        "What a run takes at its peak, by what the nearest rehearsal took; on a CPU with all that this process holds and the text."
-        need, tokens = memory_of(config, training), training.batch_size*training.grad_accum*config.context_length
-        excess = (self.pace.timed(config, tokens) or self.pace.near(config)[-1][1]).excess
-        process = resident() + self.text.memory_of(samples) if self.device.type == 'cpu' else 0
-        return replace(need, working=need.working + excess, process=process or need.process)
-
 # %% ../../nbs/34_train.plan.ipynb #pl-plan
 @dataclass(frozen=True)
 class Plan:
@@ -563,39 +581,6 @@ class Plan:
     def ends(self) -> datetime: return datetime.fromtimestamp(self.made + self.seconds - self.parts.get('planning', 0.))
     @property
     def readings(self) -> float: return self.tokens*bytes_per_token(self.model.vocab_size)/self.unique_bytes
-    def rows(self) -> dict:
-        "What there is to know, for people."
-        c, t = self.model, self.training
-        per_step = t.batch_size*t.grad_accum*c.context_length
-        day = '' if self.ends.date() == datetime.now().date() else f'{self.ends:%A} '
-        return {'device': str(self.device), 'computing': str(self.choice), 'model': f'{self.size}: {human_count(num_parameters(c))} parameters, {c.num_layers} layers × {c.hidden_size} wide',
-                'vocabulary and context': f'{c.vocab_size:,} pieces, {c.context_length:,} tokens',
-                'training': f'{t.max_steps:,} steps of {per_step:,} tokens, {human_count(self.tokens)} tokens in all',
-                'text': f'{human_bytes(self.unique_bytes)}, {self.samples:,} generated records among it, read {self.readings:.1f} times'
-                        + (': more text, or more samples, would teach it more' if self.readings > 4 else ''),
-                'speed': f'{per_step/self.seconds_per_step:,.0f} tokens/s, {per_step/self.seconds_per_step*flops_per_token(c)/1e9:,.0f} GFLOP/s',
-                'memory': f'about {human_bytes(self.memory.total)}',
-                'time': f'{human_time(self.seconds)}, of which training {human_time(self.seconds - self.overhead)}; ends at {day}{self.ends:%H:%M}',
-                'expected': '; '.join(f'{b:.2f} ± {e:.2f} bits per byte on {k}' for k, (b, e) in self.expected.items()) + EXPECTED_OF}
-
-    def __str__(self):
-        sizes = f'\n\n{text_table(self.cells())}' if len(self.options) > 1 else ''
-        return '\n'.join(f'{k:>22}  {v}' for k, v in self.rows().items()) + sizes
-
-    def cells(self) -> list:
-        "A row for each size that was considered, with a head."
-        head = [['', 'size', 'parameters', 'memory', 'fits', 'tokens/s', 'tokens', 'readings', 'bits per byte', '']]
-        return head + [['→' if o.size == self.size else '', o.size, human_count(num_parameters(o.model)), human_bytes(o.memory), 'yes' if o.fits else 'low memory' if o.fits_low else 'no',
-                        f'{o.batch*o.model.context_length/o.step:,.0f}', human_count(o.tokens), f'{o.readings:.2g}',
-                        ' ± '.join(f'{x:.2f}' for x in next(iter(o.expected.values()))) if o.steps >= 10 else 'too slow', 'timed' if o.timed else 'estimated']
-                       for o in self.options]
-
-    def _repr_html_(self):
-        table = lambda rows, head='': f'<table>{head}' + ''.join(rows) + '</table>'
-        facts = table(f'<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in self.rows().items())
-        head, *cells = self.cells()
-        row = lambda tag, r: '<tr>' + ''.join(f'<{tag}>{escape(x)}</{tag}>' for x in r) + '</tr>'
-        return facts + (table((row('td', r) for r in cells), row('th', head)) if len(cells) > 1 else '')
 
     def to_dict(self) -> dict:
         sizes = [asdict(o) | dict(parameters=num_parameters(o.model)) for o in self.options]
@@ -604,7 +589,47 @@ class Plan:
                     ends=self.ends.isoformat(timespec='seconds'), memory=self.memory.total, unique_bytes=self.unique_bytes, readings=self.readings,
                     expected={k: list(v) for k, v in self.expected.items()}, choice=self.choice.to_dict(), sizes=sizes)
 
+# %% ../../nbs/34_train.plan.ipynb #pl-read
 EXPECTED_OF = " (from runs on this package's own mix; text of your own is another matter)"
+
+def _rows(self: Plan) -> dict:
+    "What there is to know, for people."
+    c, t = self.model, self.training
+    per_step = t.batch_size*t.grad_accum*c.context_length
+    day = '' if self.ends.date() == datetime.now().date() else f'{self.ends:%A} '
+    return {'device': str(self.device), 'computing': str(self.choice), 'model': f'{self.size}: {human_count(num_parameters(c))} parameters, {c.num_layers} layers × {c.hidden_size} wide',
+            'vocabulary and context': f'{c.vocab_size:,} pieces, {c.context_length:,} tokens',
+            'training': f'{t.max_steps:,} steps of {per_step:,} tokens, {human_count(self.tokens)} tokens in all',
+            'text': f'{human_bytes(self.unique_bytes)}, {self.samples:,} generated records among it, read {self.readings:.1f} times'
+                    + (': more text, or more samples, would teach it more' if self.readings > 4 else ''),
+            'speed': f'{per_step/self.seconds_per_step:,.0f} tokens/s, {per_step/self.seconds_per_step*flops_per_token(c)/1e9:,.0f} GFLOP/s',
+            'memory': f'about {human_bytes(self.memory.total)}',
+            'time': f'{human_time(self.seconds)}, of which training {human_time(self.seconds - self.overhead)}; ends at {day}{self.ends:%H:%M}',
+            'expected': '; '.join(f'{b:.2f} ± {e:.2f} bits per byte on {k}' for k, (b, e) in self.expected.items()) + EXPECTED_OF}
+
+def _cells(self: Plan) -> list:
+    "A row for each size that was considered, with a head."
+    head = [['', 'size', 'parameters', 'memory', 'fits', 'tokens/s', 'tokens', 'readings', 'bits per byte', '']]
+    return head + [['→' if o.size == self.size else '', o.size, human_count(num_parameters(o.model)), human_bytes(o.memory), 'yes' if o.fits else 'low memory' if o.fits_low else 'no',
+                    f'{o.batch*o.model.context_length/o.step:,.0f}', human_count(o.tokens), f'{o.readings:.2g}',
+                    ' ± '.join(f'{x:.2f}' for x in next(iter(o.expected.values()))) if o.steps >= 10 else 'too slow', 'timed' if o.timed else 'estimated']
+                   for o in self.options]
+
+Plan.rows, Plan.cells = _rows, _cells
+
+# %% ../../nbs/34_train.plan.ipynb #pl-shown
+def _text(self: Plan):
+    sizes = f'\n\n{text_table(self.cells())}' if len(self.options) > 1 else ''
+    return '\n'.join(f'{k:>22}  {v}' for k, v in self.rows().items()) + sizes
+
+def _html(self: Plan):
+    table = lambda rows, head='': f'<table>{head}' + ''.join(rows) + '</table>'
+    facts = table(f'<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in self.rows().items())
+    head, *cells = self.cells()
+    row = lambda tag, r: '<tr>' + ''.join(f'<{tag}>{escape(x)}</{tag}>' for x in r) + '</tr>'
+    return facts + (table((row('td', r) for r in cells), row('th', head)) if len(cells) > 1 else '')
+
+Plan.__str__, Plan._repr_html_ = _text, _html
 
 # %% ../../nbs/34_train.plan.ipynb #pl-laptop
 # Context and windows to a batch of runs that are given steps, not minutes.
@@ -643,9 +668,13 @@ def _compiled(planner, best, training):
 def check_request(
     minutes: float, # asked for
     size: str,      # 'auto', a preset, or layers x width
+    samples: int|None=None, # generated records
+    **changes,      # fields of `TrainingConfig`
 ):
-    "Raise `CodetteError` if there is no such time or size."
-    if not 0 < minutes < float('inf'): raise CodetteError(f"minutes is {minutes}: it must be above 0")
+    "Raise `CodetteError` if there is no such time, size, number of records or field."
+    if not isinstance(minutes, (int, float)) or not 0 < minutes < math.inf: raise CodetteError(f"minutes is {minutes!r}: it must be above 0")
+    if samples is not None and (not isinstance(samples, int) or samples < 0): raise CodetteError(f"samples is {samples!r}: it must be a whole number of at least 0")
+    for k in changes: one_of(k, [f.name for f in fields(TrainingConfig)], 'field')
     if size != 'auto': shape(size)
 
 def make_plan(
@@ -660,7 +689,7 @@ def make_plan(
     **changes,           # fields of `TrainingConfig` to set by hand
 ) -> Plan:
     "Time a few steps here and decide; raises `CodetteError` if not even ten steps fit."
-    check_request(minutes, size)
+    check_request(minutes, size, samples, **changes)
     begun, dev = time.perf_counter() if begun is None else begun, detect_device(device)
     planner = Planner(minutes, dev, text or LittleText(records=200*(samples != 0)), samples, chores, vocab_size, **changes)
     planner.begun = begun
