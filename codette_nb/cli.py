@@ -611,11 +611,11 @@ def _held_out(run, data, quiet):
     from pathlib import Path
     from codette_nb.core import read_json
     from codette_nb.data.records import render
-    from codette_nb.pipeline import read_data, run_split
+    from codette_nb.pipeline import read_data, run_held_out
     import random
     config = Path(run)/'config.json'
     if data: sets, said = list(read_data([(p, 1) for p in data], quiet)[0].values()), ', '.join(Path(p).name for p in data)
-    elif config.is_file() and 'recipe' in read_json(config): sets, said = list(run_split(run, True)[1].held_out.values()), 'held-out text of the run'
+    elif config.is_file() and 'recipe' in read_json(config): sets, said = list(run_held_out(run, True)[1].values()), 'held-out text of the run'
     else: return None, ''
     texts = [render(r) for records in sets for r in records]
     random.Random(0).shuffle(texts) # so that a part of it is of every kind
