@@ -396,7 +396,7 @@ class Fitting(Looping):
         "Train to the end, or until stopped; raises what went wrong."
         if self.unread: raise CodetteError(f"load one of the checkpoints of {self.out} first: it was opened to be resumed, or left in the middle of a step")
         with self.lock: # where another process trains, not even its refusal is written into the run
-            self.log.quiet, self._first, self._logged, self._begun, self._waited, self.paused = quiet, self.tokens, self.tokens, self.elapsed, 0., False
+            self.log.quiet, self._first, self._logged, self._begun, self._waited, self.paused, self._stop = quiet, self.tokens, self.tokens, self.elapsed, 0., False, None
             try:
                 with self._at_work():
                     self.emit('start', step=self.step, steps=self.total_steps, parameters=self.model.num_parameters(), device=self.config.device,
