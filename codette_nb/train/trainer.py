@@ -443,11 +443,14 @@ class Preparing(Fitting):
     def _begin(self, resume, replay, meta):
         # the folder, and what has to be done again at its step
         self.unread = resume # a run that is there must be loaded before it goes on
+        record = self.out if resume else replay and Path(replay)
+        if replay and not _is_run(Path(replay)): raise CodetteError(f"{replay} is not the folder of a run: there is nothing to do again")
         with self.lock:
-            if resume: self.controls = read_controls(self.out); return
+            self.controls = read_controls(record) if record else []
+            if resume: return
+            kept = (record/CONTROLS).read_bytes() if self.controls else b'' # before it is cleared: it may be this very run that is done again
             clear_out(self.out)
-            self.controls = read_controls(replay) if replay else []
-            if self.controls: shutil.copyfile(Path(replay)/CONTROLS, self.out/CONTROLS)
+            if kept: (self.out/CONTROLS).write_bytes(kept)
             write_json(self.out/'config.json', dict(training=asdict(self.config), model=asdict(self.model.config), choice=self.choice.to_dict()) | self.given | (meta or {}))
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-trainer
