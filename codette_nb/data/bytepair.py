@@ -9,6 +9,7 @@ __all__ = ['QWEN2', 'PRE', 'STEPS', 'ENDS', 'LONGEST', 'MOST_PAIRS', 'NO_BOS', '
 # %% ../../nbs/14b_data.bytepair.ipynb #bp-imports
 import json, re
 from bisect import bisect_left
+from contextlib import contextmanager
 from pathlib import Path
 from ..core import CodetteError, read_json, write_json
 from .records import render_chat
@@ -236,6 +237,13 @@ def with_one_bos(
     except Exception: return NO_BOS + template # it knows single questions only
 
 # %% ../../nbs/14b_data.bytepair.ipynb #bp-folder
+@contextmanager
+def _whole(path):
+    # whatever is missing in a file, or of another kind, in one sentence
+    try: yield
+    except CodetteError: raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as e: raise CodetteError(f"{path} is not a tokenizer: {type(e).__name__} {e}") from e
+
 def read_bytepair(
     folder, # with tokenizer.json and tokenizer_config.json
 ) -> BytePairTokenizer:
@@ -243,12 +251,10 @@ def read_bytepair(
     folder = Path(folder)
     if not (folder/'tokenizer.json').is_file(): raise CodetteError(f"{folder} has no tokenizer.json and no tokenizer.model: of tokenizers made elsewhere byte-level BPE is read, from the first, and SentencePiece's BPE, from the second")
     d = read_json(folder/'tokenizer.json')
-    try:
+    with _whole(folder/'tokenizer.json'):
         vocab, merges, whole = _model(d)
         pieces, pre = _pieces(vocab, d.get('added_tokens') or []), pre_name(d.get('pre_tokenizer'), whole)
         before, behind = _ends(d.get('post_processor'))
-    except CodetteError: raise
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as e: raise CodetteError(f"{folder/'tokenizer.json'} is not a tokenizer: {type(e).__name__} {e}") from e
     bos, ids = _named_pieces(folder, pieces, before, behind)
     template = with_one_bos(_template(folder), bos, before is not None)
     size = read_json(folder/'tokenizer_config.json').get('codette_size', 0) if (folder/'tokenizer_config.json').is_file() else 0

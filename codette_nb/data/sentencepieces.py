@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'fields', 'read_model', 'check_merging', 'PieceTokenizer', '
 import struct
 from pathlib import Path
 from ..core import CodetteError, read_json
-from .bytepair import LONGEST, ForeignTokenizer, _ends, _named_pieces, _refuse_looking, _template, read_bytepair, save_foreign, with_one_bos
+from .bytepair import LONGEST, ForeignTokenizer, _ends, _named_pieces, _refuse_looking, _template, _whole, read_bytepair, save_foreign, with_one_bos
 from .tokenizer import TOKENIZERS, Piece, PieceType, SentencePieceTokenizer, _merging, model_proto
 
 # %% ../../nbs/14c_data.sentencepieces.ipynb #sp-fields
@@ -165,12 +165,10 @@ def read_pieces(
     if not (folder/'tokenizer.model').is_file(): raise CodetteError(f"{folder} has no tokenizer.model")
     pieces, own, space = read_model((folder/'tokenizer.model').read_bytes())
     config, d = _config(folder, 'tokenizer_config.json'), _config(folder, 'tokenizer.json')
-    try:
+    with _whole(folder/'tokenizer.json'):
         if isinstance(vocab := (d.get('model') or {}).get('vocab'), dict): _refuse_other(pieces, vocab)
         pieces = _with_added(pieces, _added(folder, d))
         before, behind = _ends(d.get('post_processor'))
-    except CodetteError: raise
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as e: raise CodetteError(f"{folder/'tokenizer.json'} is not a tokenizer: {type(e).__name__} {e}") from e
     if not d or config.get('add_bos_token') is not None: # what `LlamaTokenizer` goes by
         bos, ids = _named_pieces(folder, pieces, None, None, own)
         before, behind = bos if config.get('add_bos_token', True) else None, config.get('add_eos_token') and pieces[ids['eos_id']].text
