@@ -427,6 +427,18 @@ def measured_part(
     "Of each set at most `MEASURED` records, from all over it: some hundred kilobytes tell as much as some megabytes."
     return {k: records[::-(-len(records)//MEASURED) or 1] for k, records in held_out.items()}
 
+# %% ../nbs/90_pipeline.ipynb #pi-made
+def _made(trainer, split, recipe, tokenizer, reason, best_step):
+    # the report's sections model, data and training
+    c, n = recipe.model, trainer.tokens
+    return dict(
+        model=dict(name=recipe.name, size=recipe.size, parameters=num_parameters(c), layers=c.num_layers, heads=c.num_heads, width=c.hidden_size,
+                   context=c.context_length, vocabulary=c.vocab_size, tokenizer=tokenizer.kind, layout=c.layout),
+        data=_counts(split, recipe) | dict(corpora=[f'{p} (weight {w:g})' for p, w in recipe.data], tokens=trainer.train_set.num_tokens,
+                                   prose='' if recipe.data or not recipe.prose else 'the documentation of Python'),
+        training=dict(steps=trainer.step, seconds=trainer.elapsed, tokens=n, tokens_per_second=n/max(trainer.elapsed, 1e-9), best_step=best_step,
+                      device=trainer.config.device, dtype=trainer.config.dtype, seed=recipe.mixing.seed, stopped=reason))
+
 # %% ../nbs/90_pipeline.ipynb #pi-finish
 def finish_run(
     trainer: CodetteTrainer, # after `fit`
@@ -459,15 +471,9 @@ def finish_run(
                         texts=[render(r) for r in held_out[:20]] + sample_texts(), quiet=quiet)
     times['export and verification'] = time.perf_counter() - t
     score, best_step = _last_score(run)
-    c, n, plan = recipe.model, trainer.tokens, read_json(run/'config.json').get('plan')
-    beside = beside_plan(plan, times, n, getattr(trainer, 'peak_memory', 0), measured.to_dict()) if plan else None
-    write_report(run, dict(
-        model=dict(name=recipe.name, size=recipe.size, parameters=num_parameters(c), layers=c.num_layers, heads=c.num_heads, width=c.hidden_size,
-                   context=c.context_length, vocabulary=c.vocab_size, tokenizer=tokenizer.kind, layout=c.layout),
-        data=_counts(split, recipe) | dict(corpora=[f'{p} (weight {w:g})' for p, w in recipe.data], tokens=trainer.train_set.num_tokens,
-                                   prose='' if recipe.data or not recipe.prose else 'the documentation of Python'),
-        training=dict(steps=trainer.step, seconds=trainer.elapsed, tokens=n, tokens_per_second=n/max(trainer.elapsed, 1e-9), best_step=best_step,
-                      device=trainer.config.device, dtype=trainer.config.dtype, seed=recipe.mixing.seed, stopped=reason),
+    plan = read_json(run/'config.json').get('plan')
+    beside = beside_plan(plan, times, trainer.tokens, getattr(trainer, 'peak_memory', 0), measured.to_dict()) if plan else None
+    write_report(run, _made(trainer, split, recipe, tokenizer, reason, best_step) | dict(
         held_out=measured.to_dict(), plan=beside, score=score, memorisation=(kept.to_dict() if kept else {}) | secrets or None, exports=[export],
         sizes={p.name: p.stat().st_size for p in [run/export['file'], find_checkpoint(run)/'model.safetensors']},
         times=times, versions={k: _version(k) for k in ('codette_nb', 'torch', 'gguf', 'xllamacpp', 'sentencepiece')}))
