@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from .core import CodetteError, check_device, command_line, detect_device, human_bytes, one_of, read_json, require_space
 from .data.corpora import open_corpus, python_docs, read_corpus
+from .data.files import _show
 from .data.mixer import Mixer, Mixing, Split
 from .data.packing import TextDataset
 from .data.prepare import records_of
@@ -75,7 +76,7 @@ class Recipe:
     @property
     def about(self) -> dict:
         "The facts that the model's training text may state of it."
-        others = [Path(p).name for p, _ in self.data] or (['the documentation of Python'] if self.prose else [])
+        others = [_show(Path(p).name) for p, _ in self.data] or (['the documentation of Python'] if self.prose else [])
         weights = {k: s*self.mixing.weights.get(k, 1) for k, s in SOURCES.items()}
         if not any(weights.values()): weights = SOURCES # nothing is generated then, and nobody asked
         return about_model(self.model, self.name, self.training.device, self.mixing.seed, ' and '.join(others), self.mixing.held_out, weights)
@@ -434,7 +435,7 @@ def _made(trainer, split, recipe, tokenizer, reason, best_step):
     return dict(
         model=dict(name=recipe.name, size=recipe.size, parameters=num_parameters(c), layers=c.num_layers, heads=c.num_heads, width=c.hidden_size,
                    context=c.context_length, vocabulary=c.vocab_size, tokenizer=tokenizer.kind, layout=c.layout),
-        data=_counts(split, recipe) | dict(corpora=[f'{p} (weight {w:g})' for p, w in recipe.data], tokens=trainer.train_set.num_tokens,
+        data=_counts(split, recipe) | dict(corpora=[f'{_show(p)} (weight {w:g})' for p, w in recipe.data], tokens=trainer.train_set.num_tokens,
                                    prose='' if recipe.data or not recipe.prose else 'the documentation of Python'),
         training=dict(steps=trainer.step, seconds=trainer.elapsed, tokens=n, tokens_per_second=n/max(trainer.elapsed, 1e-9), best_step=best_step,
                       device=trainer.config.device, dtype=trainer.config.dtype, seed=recipe.mixing.seed, stopped=reason))

@@ -7,7 +7,8 @@ from codette_nb import __version__
 from codette_nb.data.sources import families
 from codette_nb.quantize.reader import read_gguf
 
-COMMANDS = 'quick-train', 'train', 'shards', 'export', 'finish', 'eval', 'plan', 'data', 'teach', 'chat', 'inspect', 'types', 'deploy', 'serve'
+COMMANDS = ('quick-train', 'train', 'shards', 'control', 'compare', 'sweep', 'find-lr', 'export', 'finish', 'eval', 'plan', 'data', 'teach', 'chat', 'inspect',
+            'types', 'deploy', 'serve')
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
@@ -102,6 +103,20 @@ def test_resume_without_a_run(tmp_path):
     code, out, err = codette('train', '--resume', '--out', tmp_path/'none')
     assert (code, out) == (1, '') and 'config.json' in err and err.count('\n') == 1
     assert not (tmp_path/'none').exists()
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names are bytes on Linux only')
+def test_a_folder_named_in_an_old_encoding(monkeypatch, tmp_path):
+    "Its text is trained on, and found again by a run that goes on."
+    tiny.shrink(monkeypatch.setattr)
+    books = os.fsdecode(os.fsencode(tmp_path) + b'/b\xfccher')
+    os.mkdir(books)
+    write_book(tmp_path/'b.txt'); shutil.move(tmp_path/'b.txt', books)
+    code, _, err = codette('train', '--data', books, *BOOK, '--steps', 2, '--out', tmp_path/'my run', '--no-verify')
+    assert code == 0, err
+    again = as_json(codette('train', '--resume', '--steps', 3, '--out', tmp_path/'my run', '--no-verify', '--json'))
+    assert again['training']['steps'] == 3 and list(again['data']['sources']) == ['b?cher']
+    code, _, err = codette('control', tmp_path/'my run', 'stop')
+    assert code == 1 and ("'" in err or '"' in err) # the line to go on with is quoted
 
 # quick-train
 
