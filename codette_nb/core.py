@@ -33,7 +33,7 @@ def human_bytes(
 ) -> str:
     "Bytes with a binary unit: `1536` → `1.5 KiB`."
     for unit in ('B', 'KiB', 'MiB', 'GiB'):
-        if abs(n) < 1024: return f'{n:.0f} B' if unit == 'B' else f'{n:.1f} {unit}'
+        if round(abs(n), 1) < 1024: return f'{n:.0f} B' if unit == 'B' else f'{n:.1f} {unit}'
         n /= 1024
     return f'{n:.1f} TiB'
 
@@ -42,7 +42,7 @@ def human_count(
 ) -> str:
     "A count with a decimal unit: `1276000000` → `1.28 B`."
     for unit in ('', ' k', ' M', ' B'):
-        if abs(n) < 1000 or unit == ' B': return f'{n:.0f}' if not unit else f'{n:.2f}{unit}'
+        if round(abs(n), 2*bool(unit)) < 1000 or unit == ' B': return f'{n:.0f}' if not unit else f'{n:.2f}{unit}'
         n /= 1000
 
 def human_time(
