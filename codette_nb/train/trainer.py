@@ -486,6 +486,7 @@ class CodetteTrainer(Preparing):
         self._prepare(model)
         self._begin(resume, replay, meta)
         self.metrics, self.log = MetricsFile(self.out/'metrics.jsonl'), Log(self.out/'train.log')
+        self.log.steps = self.total_steps # what is asked of it before it begins is logged too
         self.listeners += [self.metrics, ScoreListener(lambda e: self.emit(**e), self.config.max_grad_norm), self.log]
         self.guards = Guards(self)
         self.listeners.append(self.guards)
