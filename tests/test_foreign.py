@@ -183,6 +183,10 @@ def changed(plain, to, **files):
     ("has no piece for byte 65, 'A'", dict(tokenizer=lambda d: d | dict(model=d['model'] | dict(merges=[], vocab={('ĀĀ' if k == 'A' else k): i for k, i in d['model']['vocab'].items()})))),
     ('the chat template does not render', dict(tokenizer_config=lambda d: d | dict(chat_template='{{ messages[0].nothing.of_it }}'))),
     ('is not a tokenizer', dict(tokenizer=lambda d: d | dict(model=dict(type='BPE')))),
+    ('ids are whole numbers from 0 on', dict(tokenizer=lambda d: d | dict(added_tokens=[*d['added_tokens'], dict(id=-1, content='x')]))),
+    ("the piece '7' is no text", dict(tokenizer=lambda d: d | dict(added_tokens=[*d['added_tokens'], dict(id=903, content=7)]))),
+    ('where names with values are expected', dict(tokenizer_config=lambda d: [1])), ('names no bos piece', dict(tokenizer_config=lambda d: d | dict(eos_token=dict(x=7)))),
+    ('config.json claims 1,000,000,000 layers', dict(config=lambda d: d | dict(num_hidden_layers=10**9))), ('claims a context of 1,000,000,000,000 tokens', dict(config=lambda d: d | dict(max_position_embeddings=10**12))),
     ('pieces but the model has 900 rows', dict(config=lambda d: d | dict(vocab_size=900)))])
 def test_what_is_refused(says, files, plain, tmp_path):
     path = changed(plain, tmp_path/'changed', **files)
@@ -193,6 +197,17 @@ def test_what_is_refused(says, files, plain, tmp_path):
         save_file({k: v[:900].contiguous() if v.shape[0] == 928 else v for k, v in t.items()}, path/'model.safetensors')
     with pytest.raises(CodetteError) as e: GGUFConverter(path)
     assert says in str(e.value) and '\n' not in str(e.value)
+
+def test_text_that_is_none(plain, tmp_path):
+    "Half a surrogate pair in a piece and in a template, and a template in another encoding."
+    path, piece, template = (changed(plain, tmp_path/name) for name in ('jinja', 'piece', 'template'))
+    (path/'chat_template.jinja').write_bytes(b'caf\xe9')
+    d = read_json(piece/'tokenizer.json')
+    (piece/'tokenizer.json').write_text(json.dumps(d | dict(added_tokens=[*d['added_tokens'], dict(id=903, content='a\ud800')])))
+    (template/'chat_template.jinja').unlink(missing_ok=True)
+    (template/'tokenizer_config.json').write_text(json.dumps(read_json(template/'tokenizer_config.json') | dict(chat_template=CHATML + '\ud800')))
+    for folder, says in ((path, 'is not UTF-8 text'), (piece, 'is no text'), (template, 'does not render')):
+        with pytest.raises(CodetteError, match=says): GGUFConverter(folder)
 
 def test_damaged_folders(plain, tmp_path):
     def says(path):

@@ -85,6 +85,8 @@ def check_added(
 # %% ../../nbs/14b_data.bytepair.ipynb #bp-foreign
 def _check(pieces, ids):
     # whether llama.cpp takes the pieces for what they are here
+    for p in pieces:
+        if not isinstance(p.text, str) or not p.text.isascii() and any('\ud800' <= c <= '\udfff' for c in p.text): raise CodetteError(f"the piece {str(p.text)[:LONGEST]!r} is no text")
     check_added([p.text for p in pieces if p.type in (PieceType.CONTROL, PieceType.USER_DEFINED, PieceType.UNKNOWN)])
     for p in pieces:
         if p.text in ENDS and p.type != PieceType.CONTROL: raise CodetteError(f"the piece {p.text!r} is no control piece here, and llama.cpp makes it one by its spelling")
@@ -128,7 +130,7 @@ def _machine(pieces, merges, pre, control):
     from tokenizers import AddedToken, Regex, Tokenizer as HFTokenizer, decoders, models, pre_tokenizers as cut
     vocab = {p.text: i for i, p in enumerate(pieces) if p.type != PieceType.UNUSED}
     try: tok = HFTokenizer(models.BPE(vocab, merges, ignore_merges=pre == 'llama-bpe'))
-    except Exception as e: raise CodetteError(f"the merges do not fit the pieces: {e}") from e
+    except Exception as e: raise CodetteError(f"the merges do not fit the pieces: {' '.join(str(e).split())[:200]}") from e
     make = dict(ByteLevel=lambda x: cut.ByteLevel(add_prefix_space=False, use_regex=x), Digits=cut.Digits, Split=lambda x: cut.Split(Regex(x), 'isolated'))
     tok.pre_tokenizer, tok.decoder = cut.Sequence([make[k](v) for k, v in STEPS[pre]]), decoders.ByteLevel()
     added = lambda kind: [AddedToken(p.text, normalized=False) for p in pieces if p.type == kind]
@@ -194,14 +196,22 @@ def _pieces(vocab, added):
     _refuse_looking(added)
     kind = {t['content']: PieceType.CONTROL if t.get('special') else PieceType.USER_DEFINED for t in added}
     at = {i: text for text, i in vocab.items()} | {t['id']: t['content'] for t in added}
+    for i in at:
+        if type(i) is not int or i < 0: raise CodetteError(f"the piece {str(at[i])[:LONGEST]!r} has the id {i!r}: ids are whole numbers from 0 on")
     size = max(at) + 1
     if size > 2*len(at) + 1000: raise CodetteError(f"the tokenizer has {len(at):,} pieces and ids up to {size - 1:,}")
     return [Piece(at[i], kind.get(at[i], PieceType.NORMAL), 0.) if i in at else Piece(f'[PAD{i}]', PieceType.UNUSED, 0.) for i in range(size)]
 
+def _config(folder, name):
+    # a JSON file of settings; none of them where there is no file
+    d = read_json(folder/name) if (folder/name).is_file() else {}
+    if not isinstance(d, dict): raise CodetteError(f"{folder/name} is a {type(d).__name__}, where names with values are expected")
+    return d
+
 def _named(folder, name):
     # text of the piece that the folder calls `bos_token`, …
     for file in ('tokenizer_config.json', 'special_tokens_map.json'):
-        if (folder/file).is_file() and (t := read_json(folder/file).get(name)): return t['content'] if isinstance(t, dict) else t
+        if t := _config(folder, file).get(name): return t.get('content') if isinstance(t, dict) else t
 
 def _named_pieces(folder, pieces, before, behind, otherwise={}):
     # the text of <bos>, and the ids of the pieces that begin and end a text, fill it up or are unknown
@@ -214,8 +224,10 @@ def _named_pieces(folder, pieces, before, behind, otherwise={}):
     return texts['bos'] or '', ids
 
 def _template(folder):
-    if (folder/'chat_template.jinja').is_file(): return (folder/'chat_template.jinja').read_text('utf-8')
-    t = read_json(folder/'tokenizer_config.json').get('chat_template') if (folder/'tokenizer_config.json').is_file() else None
+    if (path := folder/'chat_template.jinja').is_file():
+        try: return path.read_text('utf-8')
+        except UnicodeDecodeError as e: raise CodetteError(f"{path} is not UTF-8 text") from e
+    t = _config(folder, 'tokenizer_config.json').get('chat_template')
     return next((x['template'] for x in t if x.get('name') == 'default'), None) if isinstance(t, list) else t
 
 # %% ../../nbs/14b_data.bytepair.ipynb #bp-template
@@ -230,8 +242,8 @@ def with_one_bos(
     if template is None: return None
     turns = [{'role': r, 'content': 'x'} for r in ('user', 'assistant', 'user')]
     said = lambda n: render_chat(turns[:n], add_generation_prompt=True, template=template, bos_token=bos, eos_token='')
-    try: text = said(1)
-    except Exception as e: raise CodetteError(f"the chat template does not render: {type(e).__name__}: {e}") from e
+    try: text = said(1); template.encode()
+    except Exception as e: raise CodetteError(f"the chat template does not render: {type(e).__name__}: {' '.join(str(e).split())[:200]}") from e
     if not (add_bos and bos and text.lstrip().startswith(bos)): return template
     try: return template if said(3).count(bos) > text.count(bos) else NO_BOS + template
     except Exception: return NO_BOS + template # it knows single questions only
@@ -257,7 +269,7 @@ def read_bytepair(
         before, behind = _ends(d.get('post_processor'))
     bos, ids = _named_pieces(folder, pieces, before, behind)
     template = with_one_bos(_template(folder), bos, before is not None)
-    size = read_json(folder/'tokenizer_config.json').get('codette_size', 0) if (folder/'tokenizer_config.json').is_file() else 0
+    size = _config(folder, 'tokenizer_config.json').get('codette_size', 0)
     return BytePairTokenizer(pieces, merges, pre, ids, before is not None, behind is not None, template).pad_to(size)
 
 # %% ../../nbs/14b_data.bytepair.ipynb #bp-save

@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'fields', 'read_model', 'check_merging', 'PieceTokenizer', '
 import struct
 from pathlib import Path
 from ..core import CodetteError, read_json
-from .bytepair import LONGEST, ForeignTokenizer, _ends, _named_pieces, _refuse_looking, _template, _whole, read_bytepair, save_foreign, with_one_bos
+from .bytepair import LONGEST, ForeignTokenizer, _config, _ends, _named_pieces, _refuse_looking, _template, _whole, read_bytepair, save_foreign, with_one_bos
 from .tokenizer import TOKENIZERS, Piece, PieceType, SentencePieceTokenizer, _merging, model_proto
 
 # %% ../../nbs/14c_data.sentencepieces.ipynb #sp-fields
@@ -128,8 +128,6 @@ class PieceTokenizer(ForeignTokenizer):
         return self
 
 # %% ../../nbs/14c_data.sentencepieces.ipynb #sp-added
-def _config(folder, name): return read_json(folder/name) if (folder/name).is_file() else {}
-
 def _added(folder, d):
     # pieces that `transformers` knows beside the model's own, from the first place that has any
     if d: return d.get('added_tokens') or []

@@ -98,7 +98,9 @@ def open_weights(
     c: TransformerConfig, # what config.json says
 ) -> Weights:
     "The opened weights; raises `CodetteError` unless they are exactly the tensors of `c`."
-    f, want = Weights(weights), tensor_shapes(c)
+    f = Weights(weights)
+    if c.num_layers > len(f.keys()): raise CodetteError(f"{weights} has {len(f.keys()):,} tensors, and config.json claims {c.num_layers:,} layers")
+    want = tensor_shapes(c)
     have = {k for k in f.keys() if k in want or k != 'lm_head.weight' and not k.endswith('rotary_emb.inv_freq')} # a tied head, and wavelengths, once more
     for n in want.keys() - have: raise CodetteError(f"{weights} lacks the tensor {n}")
     for n in have - want.keys(): raise CodetteError(f"{weights} has a tensor that a {c.layout} model has not: {n}")
@@ -137,8 +139,8 @@ def is_foreign(
     "Whether `transformers` may have written a folder, and this package has not."
     folder = Path(folder)
     if not (folder/'config.json').is_file() or (folder/MANIFEST).exists() or (folder/'checkpoints').exists(): return False
-    config = folder/'tokenizer_config.json'
-    return not (config.is_file() and 'codette_kind' in read_json(config))
+    config = read_json(p) if (p := folder/'tokenizer_config.json').is_file() else {}
+    return not (isinstance(config, dict) and 'codette_kind' in config)
 
 def open_source(
     path,           # checkpoint folder, run folder, or a folder with a model of `transformers`
@@ -153,7 +155,8 @@ def open_source(
     if at is None: raise CodetteError(f"{folder} has no {WEIGHTS}: pickles are never opened, so save the model with save_pretrained first")
     weights = open_weights(at, c)
     if own: return Source(folder, c, weights, load_tokenizer(folder) if tokenizer is None else tokenizer, read_json(folder/MANIFEST)['files'][WEIGHTS]['sha256'], own)
-    sha = hashlib.sha256()
+    positions, sha = 8*c.context_length*c.head_size, hashlib.sha256()
+    if positions > max(1 << 26, sum(p.stat().st_size for p in weights.files)): raise CodetteError(f"{folder} claims a context of {c.context_length:,} tokens, whose positions alone would take {human_bytes(positions)}")
     for p in weights.files:
         with open(p, 'rb') as f:
             while data := f.read(1 << 20): sha.update(data)

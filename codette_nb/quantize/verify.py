@@ -389,6 +389,7 @@ def sequences(
     tokens: int,  # tokens in all, or a sequence more; at least two sequences' worth
 ) -> list[list[int]]:
     "Token sequences from all of `texts` in turn; raises `CodetteError` if they are too short for two."
+    if length < 2: raise CodetteError("a model that looks at one token at a time has nothing to compare logits at: leave verification out (--no-verify)")
     parts = []
     for ids in tokenizer.encode_batch(list(texts), special=True):
         parts.append([[tokenizer.bos_id]*tokenizer.add_bos + ids[i:i+length-1] for i in range(0, len(ids), length - 1)])
