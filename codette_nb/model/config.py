@@ -15,9 +15,10 @@ LAYOUTS = 'starcoder2', 'llama'
 
 def _faults(c):
     # a sentence for each field of a `TransformerConfig` that cannot be
+    whole = {f.name: getattr(c, f.name) for f in fields(c) if f.type is int}
     least = lambda name: 0 if name == 'num_kv_heads' else 1
-    bad = [f"{f.name} is {getattr(c, f.name)!r}: it must be a whole number of at least {least(f.name)}" for f in fields(c)
-           if f.type is int and not (isinstance(getattr(c, f.name), int) and getattr(c, f.name) >= least(f.name))]
+    bad = [f"{k} is {v!r}: it must be a whole number of at least {least(k)}" for k, v in whole.items() if not isinstance(v, int) or isinstance(v, bool) or v < least(k)]
+    bad += [f"{k} is {v!r}: it must be at most {2**31 - 1}" for k, v in whole.items() if isinstance(v, int) and v >= 2**31]
     if not bad:
         if c.num_heads % c.kv_heads:
             bad.append(f"num_kv_heads is {c.num_kv_heads}: it must divide num_heads, {c.num_heads}")
@@ -25,9 +26,10 @@ def _faults(c):
             bad.append(f"hidden_size is {c.hidden_size}: it must be divisible by num_heads, {c.num_heads}")
         elif c.head_size % 2:
             bad.append(f"hidden_size / num_heads is {c.head_size}: it must be even, because rotary positions turn pairs")
-    if isinstance(c.dropout, bool) or not isinstance(c.dropout, (int, float)) or not 0 <= c.dropout < 1: bad.append(f"dropout is {c.dropout!r}: it must be a number of at least 0 and below 1")
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e30
+    if not number(c.dropout) or not 0 <= c.dropout < 1: bad.append(f"dropout is {c.dropout!r}: it must be a number of at least 0 and below 1")
     for k in ('rope_theta', 'norm_eps', 'init_std'):
-        if not getattr(c, k) > 0: bad.append(f"{k} is {getattr(c, k)}: it must be above 0")
+        if not number(getattr(c, k)) or getattr(c, k) <= 0: bad.append(f"{k} is {getattr(c, k)!r}: it must be a number above 0")
     if c.layout not in LAYOUTS: bad.append(f"layout is {c.layout!r}: it must be one of {', '.join(LAYOUTS)}")
     if not isinstance(c.tied, bool): bad.append(f"tied is {c.tied!r}: it must be True or False")
     return bad
