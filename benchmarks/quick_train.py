@@ -47,7 +47,7 @@ def main():
     print(f"\n{'':40}{'measured':>12}{'target':>12}")
     for r in rows: print(f"{r['what']:40}{r['measured']:12.4g}{'' if r['target'] is None else format(r['target'], '12.4g')}{'' if r['ok'] else '  MISSED'}")
     data = dict(python=platform.python_version(), machine=f'{platform.system()} {platform.machine()}', device=report['training']['device'],
-                minutes=args.minutes, training=report['training'], data=report['data'], times=report['times'], held_out=report['held_out'],
+                minutes=args.minutes, model=report['model'], training=report['training'], data=report['data'], times=report['times'], held_out=report['held_out'],
                 plan=report['plan'], rows=rows)
     args.json.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
     return 0 if all(r['ok'] for r in rows) else 1
