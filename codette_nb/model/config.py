@@ -18,7 +18,7 @@ def _faults(c):
     whole = {f.name: getattr(c, f.name) for f in fields(c) if f.type is int}
     least = lambda name: 0 if name == 'num_kv_heads' else 1
     bad = [f"{k} is {v!r}: it must be a whole number of at least {least(k)}" for k, v in whole.items() if not isinstance(v, int) or isinstance(v, bool) or v < least(k)]
-    bad += [f"{k} is {v!r}: it must be at most {2**31 - 1}" for k, v in whole.items() if isinstance(v, int) and v >= 2**31]
+    bad += [f"{k} is {v!r}: it must be at most {2**53}" for k, v in whole.items() if isinstance(v, int) and v > 2**53]
     if not bad:
         if c.num_heads % c.kv_heads:
             bad.append(f"num_kv_heads is {c.num_kv_heads}: it must divide num_heads, {c.num_heads}")
