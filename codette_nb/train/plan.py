@@ -316,7 +316,9 @@ def rehearse(
     "Make a few steps of a real run and time its parts."
     begun, steps, events = time.perf_counter(), steps + 1, []
     tokenizer, train, held_out = text.windows(config)
-    short = replace(training, max_steps=steps, log_every=1, eval_every=steps, eval_windows=4, save_every=steps, sample_every=steps, patience=0, batch_ramp=0., length_ramp=0.)
+    # measured with a whole batch: beside a few windows to a step, that is what takes most memory
+    short = replace(training, max_steps=steps, log_every=1, eval_every=steps, eval_windows=max(1, 4096//config.context_length), save_every=steps,
+                    sample_every=steps, patience=0, batch_ramp=0., length_ramp=0.)
     with tempfile.TemporaryDirectory(prefix='codette-') as out:
         trainer = CodetteTrainer(new_model(config, short), tokenizer, train, held_out, short, out)
         trainer.listeners.append(lambda e: events.append(e | dict(wall=time.perf_counter(), busy=time.process_time())))
