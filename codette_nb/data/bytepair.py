@@ -158,8 +158,8 @@ class BytePairTokenizer(ForeignTokenizer):
         self.merges, self.pre = [tuple(m) for m in merges], pre
         self._hf, self._plain = (_machine(self._pieces, self.merges, pre, control) for control in (True, False))
 
-    def encode_batch(self, texts, special=False):
-        return [e.ids for e in (self._hf if special else self._plain).encode_batch(list(texts), add_special_tokens=False)]
+    def _encode_all(self, texts, special):
+        return [e.ids for e in (self._hf if special else self._plain).encode_batch(texts, add_special_tokens=False)]
     def _piece_bytes(self, p):
         return bytes(map(_BYTE_OF.get, p.text)) if p.type == PieceType.NORMAL else p.text.encode() if p.type == PieceType.USER_DEFINED else b''
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from ..core import CodetteError, one_of, read_json, write_json
-from .records import CHAT_TEMPLATE, Record, render
+from .records import CHAT_TEMPLATE, Record, check_text, render
 
 # %% ../../nbs/14_data.tokenizer.ipynb #tok-special
 class PieceType(IntEnum):
@@ -60,8 +60,15 @@ class Encoding:
         texts,          # several texts
         special=False,  # see `encode`
     ) -> list[list[int]]:
-        "Token ids of several texts."
-        if not (first := self._found_first(special)): return self._encode_plain(list(texts))
+        "Token ids of several texts; raises `CodetteError` if one is no text."
+        texts = list(texts)
+        try: return self._encode_all(texts, special)
+        except (TypeError, UnicodeEncodeError): # the libraries say it of none in particular
+            for t in texts: check_text(t)
+            raise
+
+    def _encode_all(self, texts, special):
+        if not (first := self._found_first(special)): return self._encode_plain(texts)
         cut = re.compile('(' + '|'.join(map(re.escape, sorted(first, key=len, reverse=True))) + ')')
         parts = [cut.split(t) for t in texts]
         plain = iter(self._encode_plain([s for p in parts for s in p[::2]]))
@@ -207,7 +214,7 @@ class SimpleTokenizer(ByteTokenizer):
     ):
         "Learn the most frequent words, in place; returns self."
         cut, n = _cutter(), Counter()
-        for t in texts: n.update(w for w, _ in cut.pre_tokenize_str(t))
+        for t in texts: n.update(w for w, _ in cut.pre_tokenize_str(check_text(t)))
         for w in [*BYTE_ALPHABET, *TAGS]: n.pop(w, None)
         top = sorted(n.items(), key=lambda x: (-x[1], x[0]))[:self.max_vocab - FIRST_FREE]
         self._build([w for w, _ in top], None)
@@ -317,6 +324,7 @@ class SentencePieceTokenizer(SentencePieceModel):
     ):
         "Learn the pieces of `texts`, in place; returns self."
         texts = texts if isinstance(texts, (list, tuple, dict)) else list(texts) # read again where there are too many characters
+        for t in texts: check_text(t)
         try: proto = _train(_sentences(texts), self.wanted)
         except RuntimeError as e:
             if 'required_chars' not in str(e): raise CodetteError(f"SentencePiece could not train a vocabulary of {self.wanted}: the text is too small or empty") from e
