@@ -112,7 +112,7 @@ def finish(
     out='runs/finished', # run folder of the finish
     quiet=False, # True prints nothing
     **kw,        # as for `finishing`
-) -> dict:       # reason, step, elapsed, best_loss, loss, accuracy, bits_per_byte, run
+) -> dict:       # what `CodetteTrainer.fit` returns
     "Train a model for its file; `export` the run with the same file type."
     return finishing(checkpoint, train, eval, out, quantization, steps, **kw).fit(quiet)
 

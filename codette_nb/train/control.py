@@ -101,9 +101,13 @@ class Telling:
         event: str, # its kind
         **kw,       # what belongs to it, plain JSON
     ):
-        "Tell every listener."
-        e = dict(event=event, time=time.time(), **kw)
-        for f in list(self.listeners): f(e)
+        "Tell every listener, also those behind one that fails; then raise what went wrong first."
+        e, failed = dict(event=event, time=time.time(), **kw), []
+        for f in list(self.listeners):
+            try: f(e)
+            except OSError as x: failed.append(OSError(x.errno, x.strerror or str(x), x.filename or f'the listener {getattr(f, "__qualname__", type(f).__name__)}'))
+            except Exception as x: failed.append(x)
+        if failed: raise failed[0]
 
     def warn(self,
         kind: str,    # one word

@@ -10,7 +10,7 @@ __all__ = ['RUN_FILES', 'measure', 'transformed', 'check_out', 'clear_out', 'Rem
 # %% ../../nbs/33_train.trainer.ipynb #tr-imports
 import json, math, os, shutil, signal, sys, threading, time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -26,7 +26,7 @@ from .config import TrainingConfig
 from .control import CONTROLS, INBOX, Inbox, Obeying, read_controls
 from .guards import Guards, held_out_mean, regularisation
 from .lock import RunLock
-from .log import Log, MetricsFile
+from .log import Log, MetricsFile, file_words
 from .lowmemory import LowMemory, returned_memory
 from .optim import Optimizer, lr_factor
 from .probe import Choice, kept_memory, settle
@@ -138,6 +138,7 @@ class Saving(Remembering):
     def save(self) -> Path:
         "Save a checkpoint to resume from, and delete the oldest beyond `config.keep`; where the disk has no room, the run ends instead."
         if wrong := self.guards.settle() or (None if self._finite() else 'a weight is no longer a number'): return self.roll_back(wrong)
+        self.metrics.check() # or a folder that was deleted would be there again, with a checkpoint and no record
         if why := self.guards.no_room(): return self._full(why)
         path = self.out/'checkpoints'/f'step-{self.step}'
         saved = self.saver.save(path, self.model, self.tokenizer, *self._state(), keep=self.config.keep)
@@ -196,7 +197,7 @@ class Loading(Saving):
         self._asked = deque(c for c in self._asked if c[0] != 'stop') # it was for what went before
         if folder is None:
             with self.lock: _tidy(self.out); self.metrics.cut(0)
-            self.unread = False
+            self.must_load = False
             return
         if Path(folder).resolve().parent != (self.out/'checkpoints').resolve():
             raise CodetteError(f"{folder} is not a checkpoint of {self.out}: load one of the run's own")
@@ -211,7 +212,7 @@ class Loading(Saving):
                     os.replace(p, aside)
             # the line about this checkpoint was written after its state was taken
             self.metrics(dict(event='checkpoint', time=time.time(), step=self.step, path=folder.resolve().relative_to(self.out.resolve()).as_posix(), best=False))
-        self.unread = False
+        self.must_load = False
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-back
 class FallingBack(Loading):
@@ -244,8 +245,9 @@ class Measuring(FallingBack):
         "Measure all held-out sets; the best by the mean of their losses is saved. Where a loss is no number, the run falls back, and there is nothing to tell."
         with self.transformed(): sets = {k: measure(self.model, d, self.config.eval_windows, autocast=self.autocast) for k, d in self.eval_sets.items()}
         if wrong := [k for k, r in sets.items() if not math.isfinite(r['loss'])]: self.roll_back(f"the loss on {', '.join(wrong)} is no longer a number"); return {}
-        self.last = {k: v for k, v in next(iter(sets.values())).items() if k != 'tokens'}
-        self.emit('eval', step=self.step, tokens=self.tokens, **self.last, sets=sets)
+        first = {k: v for k, v in next(iter(sets.values())).items() if k != 'tokens'}
+        self.last = {k: held_out_mean(dict(sets=sets), k) for k in first}
+        self.emit('eval', step=self.step, tokens=self.tokens, **first, sets=sets)
         if (loss := held_out_mean(dict(sets=sets))) < self.best: self.best = loss; self.save_best()
         return sets
 
@@ -347,8 +349,8 @@ class Looping(Stepping):
         if self.config.max_rollbacks and not any((self.out/'checkpoints').glob('step-*')): self.save() # something to fall back to
         self._boundary()
         while self.step < self.total_steps and not self._stop:
-            t, self.unread = time.perf_counter(), True # whatever breaks off a step leaves something that is no state to go on from
-            taken, self.unread = self._train_step(), False
+            t, self.must_load = time.perf_counter(), True # whatever breaks off a step leaves something that is no state to go on from
+            taken, self.must_load = self._train_step(), False
             if not taken: seconds, self._logged = 0., self.tokens; continue
             loss, norm = taken
             self._losses.append(loss); seconds += (dt := time.perf_counter() - t); self.elapsed += dt
@@ -390,11 +392,19 @@ class Fitting(Looping):
             try: yield; self.saver.wait()
             finally: self.saver.settle(); self.batches.close()
 
+    def _in_words(self, e):
+        # a file that failed, as a sentence; anything else as it is
+        if not isinstance(e, OSError) or isinstance(e, BrokenPipeError): return e
+        kept = f'the checkpoints up to step {self.saved} are good' if any((self.out/'checkpoints').glob('step-*')) else 'there is no checkpoint'
+        said = CodetteError(f'{file_words(e, self.out)}; training ended after step {self.step}, and {kept}')
+        if not self.must_load: said.add_note(f'The model in memory is that of step {self.step}: save_checkpoint(folder, trainer.model, trainer.tokenizer) keeps it.')
+        return said
+
     def fit(self,
         quiet=False, # True prints nothing
-    ) -> dict:       # reason, step, elapsed (seconds), best_loss, loss, accuracy, bits_per_byte, run
-        "Train to the end, or until stopped; raises what went wrong."
-        if self.unread: raise CodetteError(f"load one of the checkpoints of {self.out} first: it was opened to be resumed, or left in the middle of a step")
+    ) -> dict:       # reason, step, elapsed (seconds), run; best_loss, and at the end loss, accuracy, bits_per_byte: means over the held-out sets
+        "Train to the end, or until stopped; raises what went wrong, and then `model` is what the last whole step made of it."
+        if self.must_load: raise CodetteError(f"load one of the checkpoints of {self.out} first: it was opened to be resumed, or left in the middle of a step")
         with self.lock: # where another process trains, not even its refusal is written into the run
             self.log.quiet, self._first, self._logged, self._begun, self._waited, self.paused, self._stop = quiet, self.tokens, self.tokens, self.elapsed, 0., False, None
             try:
@@ -403,13 +413,15 @@ class Fitting(Looping):
                               dtype=self.config.dtype, tokens_per_step=self.tokens_per_step, config=asdict(self.config), choice=self.choice.to_dict(),
                               unigram_entropy=self._guessing(), sources=[c['name'] for c in self.train_set.shards.counts])
                     self._steps()
+                (reason, message), self._stop = self._stop or ('finished', ''), None
+                if reason != 'interrupted': self.guards.finish()
+                self.emit('stop', step=self.step, reason=reason, message=message, elapsed=self.elapsed)
             except BaseException as e:
-                why = ('error', str(e)) if isinstance(e, Exception) else ('interrupted', f'at once; the checkpoints up to step {self.saved} are good')
-                self.emit('stop', step=self.step, reason=why[0], message=why[1], elapsed=self.elapsed)
-                raise
-            (reason, message), self._stop = self._stop or ('finished', ''), None
-            if reason != 'interrupted': self.guards.finish()
-            self.emit('stop', step=self.step, reason=reason, message=message, elapsed=self.elapsed)
+                said = self._in_words(e)
+                why = ('error', str(said)) if isinstance(e, Exception) else ('interrupted', f'at once; the checkpoints up to step {self.saved} are good')
+                with suppress(OSError): self.emit('stop', step=self.step, reason=why[0], message=why[1], elapsed=self.elapsed) # it may be the disk that is wrong
+                if said is e: raise
+                raise said from e
         return dict(reason=reason, step=self.step, elapsed=self.elapsed, best_loss=self.best, **self.last, run=str(self.out))
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-prepare
@@ -442,7 +454,7 @@ class Preparing(Fitting):
 
     def _begin(self, resume, replay, meta):
         # the folder, and what has to be done again at its step
-        self.unread = resume # a run that is there must be loaded before it goes on
+        self.must_load = resume # it begins nothing anew over what is there
         record = self.out if resume else replay and Path(replay)
         if replay and not _is_run(Path(replay)): raise CodetteError(f"{replay} is not the folder of a run: there is nothing to do again")
         with self.lock:
@@ -509,7 +521,7 @@ def train_codette_model(
     force=False,       # True deletes a run that is there
     quiet=False,       # True prints nothing
     **changes,         # fields of the configuration to change, `max_steps=…`
-) -> dict:             # reason, step, elapsed, best_loss, loss, accuracy, bits_per_byte, run
+) -> dict:             # reason, step, elapsed, run; best_loss, and at the end loss, accuracy, bits_per_byte: means over the held-out sets
     "Train a model; the best one is saved as `checkpoints/model_best`."
     config = replace(config or TrainingConfig(), device=device, **changes)
     check_out(out, force)
