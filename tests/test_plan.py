@@ -48,7 +48,7 @@ def test_auto_takes_the_best_that_was_timed(small):
     (['--minutes', 2, '--samples', 0], 'nothing to train on'), (['--minutes', 2, '--data', 'none.txt'], 'none.txt')])
 def test_bad_requests(small, argv, part):
     code, out, err = codette('plan', *argv, '--device', 'cpu')
-    assert (code, out) == (1, '') and part in err and err.count('\n') == 1, err
+    assert code == 1 and all(line.startswith('timing ') for line in out.splitlines()) and part in err and err.count('\n') == 1, err
 
 def test_what_does_not_fit_says_what_would(small):
     from dataclasses import replace
@@ -72,3 +72,18 @@ def test_prediction_and_outcome_are_in_the_report(small, monkeypatch, tmp_path):
     assert plan['bits per byte: seen families']['outcome'] == report['held_out']['seen families']['bits_per_byte']
     card = (tmp_path/'run/README.md').read_text(encoding='utf-8')
     assert '| minutes |' in card and '| memory |' in card and 'planned' in card
+
+def test_a_rehearsal_measures_with_a_whole_batch(small, monkeypatch):
+    "Beside a few windows to a step it is measuring that takes most memory, and the rehearsal is to find the peak of the run."
+    import codette_nb.train.trainer as trainer
+    from codette_nb.model.config import TransformerConfig
+    from codette_nb.train.config import TrainingConfig
+    real, at_once, context = trainer.measure, [], 64
+    def measure(model, dataset, windows, **kw):
+        at_once.append(min(windows, len(dataset), 16, 4096//context))        # what `measure` takes of a default number of windows
+        return real(model, dataset, windows, **kw)
+    monkeypatch.setattr(trainer, 'measure', measure)
+    shape = TransformerConfig(vocab_size=2048, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64, context_length=context)
+    training = TrainingConfig.laptop(batch_size=1, device='cpu', dtype='float32', threads=1, compile='none')
+    small.rehearse(shape, training, small.LittleText({}), steps=1)
+    assert at_once and set(at_once) == {16}

@@ -298,27 +298,30 @@ class Experiment:
     @cached_property
     def _choices(self): return {} # what the machine was found to do best, by what it depends on
 
-    def _settled(self, model, config):
-        key = model, *(getattr(config, k) for k in ('device', 'dtype', 'threads', 'compile', 'batch_size', 'low_memory'))
-        if key not in self._choices: self._choices[key] = settle(config, model)[1]
-        c = self._choices[key]
-        return replace(config, device=c.device, dtype=c.dtype, threads=c.threads, compile=c.compile), c
+# %% ../../nbs/37_train.experiments.ipynb #ex-trainer
+def _settled(self, model, config):
+    key = model, *(getattr(config, k) for k in ('device', 'dtype', 'threads', 'compile', 'batch_size', 'low_memory'))
+    if key not in self._choices: self._choices[key] = settle(config, model)[1]
+    c = self._choices[key]
+    return replace(config, device=c.device, dtype=c.dtype, threads=c.threads, compile=c.compile), c
 
-    def trainer(self,
-        out,          # run folder
-        changes=None, # field → value
-        config=None,  # `TrainingConfig` to take in place of the changed one
-        model=None,   # `TransformerConfig` to take in place of the changed one
-        **kw,         # passed on to `CodetteTrainer`: force, resume, meta
-    ) -> CodetteTrainer:
-        "A trainer with some fields changed, ready to `fit`."
-        shape, changed = self.settings(changes or {})
-        model = model or shape
-        config, choice = self._settled(model, config or changed)
-        train, held = self.shards
-        windows = lambda shards, seed: TextDataset(shards, self.tokenizer, model.context_length, seed)
-        return CodetteTrainer(new_model(model, config), self.tokenizer, windows(train, config.seed), {k: windows(v, 0) for k, v in held.items()},
-                              config, out, choice=choice, **kw)
+def _trainer(self,
+    out,          # run folder
+    changes=None, # field → value
+    config=None,  # `TrainingConfig` to take in place of the changed one
+    model=None,   # `TransformerConfig` to take in place of the changed one
+    **kw,         # passed on to `CodetteTrainer`: force, resume, meta
+) -> CodetteTrainer:
+    "A trainer with some fields changed, ready to `fit`."
+    shape, changed = self.settings(changes or {})
+    model = model or shape
+    config, choice = self._settled(model, config or changed)
+    train, held = self.shards
+    windows = lambda shards, seed: TextDataset(shards, self.tokenizer, model.context_length, seed)
+    return CodetteTrainer(new_model(model, config), self.tokenizer, windows(train, config.seed), {k: windows(v, 0) for k, v in held.items()},
+                          config, out, choice=choice, **kw)
+
+Experiment._settled, Experiment.trainer = _settled, _trainer
 
 # %% ../../nbs/37_train.experiments.ipynb #f1bf5fc5
 class Trial:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'measure', 'transformed', 'check_out', 'clear_out', 'Remembering', 'Saving', 'Loading', 'FallingBack',
-           'Measuring', 'Stepping', 'Looping', 'on_ctrl_c', 'Fitting', 'Preparing', 'CodetteTrainer',
+           'Measuring', 'Stepping', 'Between', 'Looping', 'on_ctrl_c', 'Fitting', 'Preparing', 'CodetteTrainer',
            'train_codette_model']
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-imports
@@ -316,8 +316,8 @@ class Stepping(Measuring):
         for _ in range(self.config.grad_accum): self.batches.next(windows, length if length < self.model.config.context_length else None)
 
 # %% ../../nbs/33_train.trainer.ipynb #tr-loop
-class Looping(Stepping):
-    "The training loop of a trainer, and what changes it on the way."
+class Between(Stepping):
+    "What a trainer does between two steps."
     def _log_step(self, norm, seconds):
         loss, norm = torch.stack(self._losses).mean().item(), float(norm)
         made, self._logged = self.tokens - self._logged, self.tokens
@@ -344,6 +344,9 @@ class Looping(Stepping):
         self.config = replace(self.config, max_steps=steps)
         self.emit('plan', step=self.step, steps=steps)
 
+# %% ../../nbs/33_train.trainer.ipynb #tr-steps
+class Looping(Between):
+    "The training loop of a trainer."
     def _steps(self):
         seconds, measured = 0., None
         if self.config.max_rollbacks and not any((self.out/'checkpoints').glob('step-*')): self.save() # something to fall back to

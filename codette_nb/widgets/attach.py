@@ -9,7 +9,7 @@ __all__ = ['X', 'Attached', 'gone_words', 'leave', 'wait', 'overlay_chart', 'ove
 # %% ../../nbs/60b_widgets.attach.ipynb #attach-imports
 import base64, math, os, threading, time
 from pathlib import Path
-from ..core import CodetteError, human_count, human_time, one_of, read_json
+from ..core import CodetteError, command_line, human_count, human_time, one_of, read_json
 from ..train.control import tell_run
 from ..train.experiments import run_names
 from ..train.lock import LOCK, holder
@@ -92,7 +92,7 @@ def _watch(self, news):
 def gone_words(h: History, folder) -> str:
     "What to read when a run has ended without a word."
     saved = (h.last.get('checkpoint') or {}).get('path')
-    back = f'resume it from {saved}: codette train --out {Path(folder).as_posix()} --resume' if saved else 'no checkpoint had been saved'
+    back = f"resume it from {saved}: {command_line('codette', 'train', '--resume', '--out', folder)}" if saved else 'no checkpoint had been saved'
     return f'ended without saying so at step {h.step:,} (killed?); {back}'
 
 def leave(self):

@@ -236,15 +236,6 @@ class RunFile:
         self._tail = (self._tail + data)[-64:]
         return taken
 
-    def read_all(self) -> History:
-        "Take all that is there now; raises `CodetteError` where no line is an event."
-        while self.position < os.path.getsize(self.path):
-            before = self.position
-            self.read()
-            if self.position == before: break # the rest is half a line
-        if self.history.problems and not self.history.last: raise CodetteError(f"{self.path} holds no events of a run: {self.history.problems[0]}")
-        return self.history
-
     def _take(self, line):
         self.lines += 1
         try: self.history.add(_sound(json.loads(line)))
@@ -254,6 +245,17 @@ class RunFile:
         return 1
 
 # %% ../../nbs/60_widgets.history.ipynb #panel-read
+def _read_all(self) -> History:
+    "Take all that is there now; raises `CodetteError` where no line is an event."
+    while self.position < os.path.getsize(self.path):
+        before = self.position
+        self.read()
+        if self.position == before: break # the rest is half a line
+    if self.history.problems and not self.history.last: raise CodetteError(f"{self.path} holds no events of a run: {self.history.problems[0]}")
+    return self.history
+
+RunFile.read_all = _read_all
+
 def read_history(
     path,              # `metrics.jsonl`, or the run folder that holds it; `str` or `Path`
     limit: int = 300,  # most rows kept of each curve
