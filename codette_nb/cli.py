@@ -242,9 +242,13 @@ def _text_commands(sub):
     _output_options(p)
 
 # %% ../nbs/91_cli.ipynb #cli-parser2
+class _Parser(argparse.ArgumentParser):
+    # a sentence where argparse says the usage of twenty options before it
+    def error(self, message): self.exit(2, f'codette: {message}; {self.prog} --help tells what there is\n')
+
 def make_parser() -> argparse.ArgumentParser:
     "The parser of the `codette` command."
-    parser = argparse.ArgumentParser(prog='codette', formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = _Parser(prog='codette', formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Train a language model of your own and run it in llama.cpp and Ollama.',
         epilog='example:\n  codette quick-train --minutes 5\n  codette chat runs/quick')
     parser.add_argument('--version', action='version', version=f'codette {__version__}')
@@ -457,7 +461,7 @@ def plan(
     from codette_nb.core import one_of
     if args.minutes is not None:
         from codette_nb.pipeline import plan_run
-        p = plan_run(args.minutes, args.size or 'auto', args.device, _sources(args), args.samples)
+        p = plan_run(args.minutes, args.size or 'auto', args.device, _sources(args), args.samples, say=None if args.json else lambda line: print(line, flush=True))
         return _print_json(p.to_dict()) if args.json else print(p)
     if given := _given(args, 'size', 'json'): raise CodetteError(f"{given[0]} is for timing a few steps: say for how long with --minutes")
     from codette_nb.model.config import PRESETS, Sizes
@@ -680,7 +684,7 @@ def run(
               if full else f'codette: {e.filename}: {e.strerror}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('\ncodette: stopped', file=sys.stderr)
+        print('\ncodette: stopped' + ('' if args.func in (chat, serve, inspect) else '; what was saved before is whole, and the same command may be given again'), file=sys.stderr)
         return 130
     return 0
 

@@ -11,7 +11,7 @@ __all__ = ['HELD_BYTES', 'MEASURED', 'Recipe', 'planted', 'canary_exposure', 're
            'resume_run', 'main']
 
 # %% ../nbs/90_pipeline.ipynb #pi-imports
-import hashlib, json, os, platform, random, statistics, sys, time
+import hashlib, json, math, os, platform, random, statistics, sys, time
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -50,6 +50,17 @@ from .train.probe import settle
 from .train.trainer import CodetteTrainer, check_out
 
 # %% ../nbs/90_pipeline.ipynb #pi-recipe
+def _faults(r):
+    # a sentence for each field of a recipe that is of another kind than it should be
+    number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x < math.inf
+    pair = lambda p: isinstance(p, (list, tuple)) and len(p) == 2 and isinstance(p[0], (str, os.PathLike)) and number(p[1])
+    for k in ('size', 'name', 'shards'):
+        if not isinstance(v := getattr(r, k), str): yield f"{k} is {v!r}: it must be a string"
+    for k in ('strict_vocab', 'canaries'):
+        if not isinstance(v := getattr(r, k), bool): yield f"{k} is {v!r}: it must be True or False"
+    if not number(r.prose): yield f"prose is {r.prose!r}: its weight must be a number from 0 on"
+    if not (isinstance(r.data, (list, tuple)) and all(map(pair, r.data))): yield f"data is {r.data!r}: it must be pairs of a path and a weight from 0 on"
+
 @dataclass(frozen=True)
 class Recipe:
     "What is trained, on what, how."
@@ -65,6 +76,7 @@ class Recipe:
     canaries: bool = False           # True: secrets are planted in the training text, and the report says how well the model knows them
 
     def __post_init__(self):
+        if bad := list(_faults(self)): raise CodetteError('; '.join(bad))
         if self.shards:
             if self.canaries: raise CodetteError("canaries are planted in text that is mixed for the run: give them without shards")
             if self.mixing.samples or self.data or self.prose: raise CodetteError("shards hold all the text of a run: give them without samples, data and prose")
@@ -85,7 +97,7 @@ class Recipe:
     def from_dict(cls, d: dict):
         "The recipe in a run's `config.json`; raises `CodetteError` if it is none."
         try: return cls(**d | dict(model=TransformerConfig(**d['model']), training=TrainingConfig.from_dict(d['training']), mixing=Mixing.from_dict(d['mixing'])))
-        except (TypeError, KeyError) as e: raise CodetteError(f"config.json holds no recipe of this version: {e}") from e
+        except (TypeError, KeyError) as e: raise CodetteError(f"it holds no recipe of this version: {e}") from e
 
 # %% ../nbs/90_pipeline.ipynb #pi-canary
 def planted(
@@ -230,13 +242,14 @@ def run_split(
     "The recipe of a run and its text, made again; raises `CodetteError` if the text is not the same any more."
     config, recipe = _recipe_of(run)
     split = build_split(recipe, quiet)
-    if data_sha256(split) != config['data_sha256']: raise _changed(run, config)
+    if data_sha256(split) != config.get('data_sha256'): raise _changed(run, config)
     return recipe, split
 
 def _recipe_of(run):
-    config = read_json(Path(run)/'config.json')
-    if 'recipe' not in config: raise CodetteError(f"{run} was not started by quick-train or train, so its data is not known: make its trainer again and load its checkpoint")
-    return config, Recipe.from_dict(config['recipe'])
+    config = read_json(path := Path(run)/'config.json')
+    if not isinstance(config, dict) or 'recipe' not in config: raise CodetteError(f"{run} was not started by quick-train or train, so its data is not known: make its trainer again and load its checkpoint")
+    try: return config, Recipe.from_dict(config['recipe'])
+    except CodetteError as e: raise CodetteError(f"{path}: {e}") from e
 
 def _changed(run, config):
     return CodetteError(f"the text that {run} was trained on has changed: bring the files back as they were (or Python {config.get('python', 'another version')}, "
@@ -618,6 +631,7 @@ def plan_run(
     data=(),        # (path, weight) of the user's own text; none: Python's documentation
     samples: int|None=None, # generated training records; None for as many as are read twice
     seed=0,         # of data and training
+    say=None,       # called with a line before each size is timed
     **changes,      # fields of `TrainingConfig`, or `vocab_size`
 ) -> Plan:
     "What `quick_train` would do with the same arguments; raises `CodetteError` on bad input."
@@ -626,7 +640,7 @@ def plan_run(
     if samples is not None and (samples < 0 or not (samples or data)): raise CodetteError(f"samples is {samples}: there is nothing to train on, so ask for some or give --data")
     corpora = {c.name: c.records for c in (read_corpus(path) for path, _ in data)} or None
     text = LittleText(corpora, 0 if samples == 0 else 200, seed)
-    return make_plan(minutes, size, device, text=text, samples=samples, chores=chores_of(text), begun=begun, seed=seed, **changes)
+    return make_plan(minutes, size, device, text=text, samples=samples, chores=chores_of(text), begun=begun, seed=seed, say=say, **changes)
 
 # %% ../nbs/90_pipeline.ipynb #pi-outcome
 def beside_plan(
@@ -671,7 +685,7 @@ def quick_train(
     for k in [*mixing.weights, *mixing.curriculum]: one_of(k, [*SOURCES, *(own or ['prose'])], 'source')
     say('planning: timing a few steps here')
     t = time.perf_counter()
-    plan = plan_run(minutes, size, device, data, samples, seed, **changes)
+    plan = plan_run(minutes, size, device, data, samples, seed, say, **changes)
     times = dict(planning=time.perf_counter() - t)
     say(plan)
     recipe = Recipe(plan.model, plan.training, plan.size, name, tuple(data), mixing=replace(mixing, samples=plan.samples), strict_vocab='vocab_size' in changes, canaries=canaries)
@@ -729,12 +743,16 @@ def train_run(
     trainer, split = new_run(recipe, out, force, quiet, plan)
     times = dict(times or {}) | {'data and tokenizer': time.perf_counter() - t}
     if plan: trainer.listeners.append(Deadline(trainer, .98*60*plan.minutes - sum(times.values()) - plan.parts['after']))
-    if not quiet: print(f'{split!r}; {trainer.train_set!r}', flush=True)
+    if not quiet:
+        print(f"{trainer.train_set.shards.num_documents:,} records to train on, {trainer.train_set.num_tokens:,} tokens; held out: {', '.join(f'{len(v):,} of {k}' for k, v in split.held_out.items())}", flush=True)
     return _fit_and_finish(trainer, split, recipe, quantization, verify, times, quiet)
 
 def _fit_and_finish(trainer, split, recipe, quantization, verify, times, quiet):
     reason = fit_run(trainer, quiet)
-    report = finish_run(trainer, split, recipe, reason, quantization, verify, times, quiet)
+    try: report = finish_run(trainer, split, recipe, reason, quantization, verify, times, quiet)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped after training: the model is saved in {trainer.out}; it is measured and exported by "
+                          f"{command_line('codette', 'train', '--resume', '--out', trainer.out)}, or exported alone by {command_line('codette', 'export', trainer.out)}") from None
     if not quiet: print(f'\n{report!r}\n\nRun it:\n{next_steps(trainer.out, recipe.name)}', flush=True)
     return report
 

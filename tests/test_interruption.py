@@ -127,7 +127,7 @@ def test_ctrl_c_before_training(monkeypatch, tmp_path):
     monkeypatch.setattr(pipeline, 'build_tokenizer', interrupted)
     write_book(tmp_path/'book.txt')
     code, _, err = codette(*arguments(tmp_path, 'run'))
-    assert code == 130 and err.strip() == 'codette: stopped' and not (tmp_path/'run').exists()
+    assert code == 130 and err.strip() == 'codette: stopped; what was saved before is whole, and the same command may be given again' and not (tmp_path/'run').exists()
 
 # A full disk
 

@@ -227,14 +227,18 @@ def compare_baselines(
     "Evaluate held-out sets with the model, a trigram model and xz."
     train = list(train)
     seen = [render(r) for r in train]
-    trigram, out = NgramModel(tokenizer.vocab_size, 3).fit(tokenizer.document(train)), {}
-    for name, records in sets.items():
-        if not records: continue
-        sources = {r.source for r in records} & {r.source for r in train} or {r.source for r in train}
-        past = '\n'.join([t for r, t in zip(train, seen) if r.source in sources] + [''])
-        text = '\n'.join(render(r) for r in records)
-        out[name] = dict(model=evaluate(model, tokenizer, records, **kw), trigram=evaluate(trigram, tokenizer, records),
-                         xz_alone=xz_bits_per_byte(text), xz_given_train=xz_bits_per_byte(text, past))
+    out = {name: dict(model=evaluate(model, tokenizer, records, **kw)) for name, records in sets.items() if records}
+    with progress_bar(total=1 + 2*len(out), desc='the trigram model and xz', quiet=kw.get('quiet', False)) as bar:
+        trigram = NgramModel(tokenizer.vocab_size, 3).fit(tokenizer.document(train))
+        bar.update()
+        for name, records in ((k, sets[k]) for k in out):
+            sources = {r.source for r in records} & {r.source for r in train} or {r.source for r in train}
+            past = '\n'.join([t for r, t in zip(train, seen) if r.source in sources] + [''])
+            text = '\n'.join(render(r) for r in records)
+            out[name] |= dict(trigram=evaluate(trigram, tokenizer, records))
+            bar.update()
+            out[name] |= dict(xz_alone=xz_bits_per_byte(text), xz_given_train=xz_bits_per_byte(text, past))
+            bar.update()
     return Comparison(out)
 
 # %% ../../nbs/50_evaluate.metrics.ipynb #met-mem1

@@ -637,14 +637,17 @@ Plan.__str__, Plan._repr_html_ = _text, _html
 # Context and windows to a batch of runs that are given steps, not minutes.
 LAPTOP = dict(nano=(256, 16), micro=(512, 16), mini=(512, 16))
 
-def _rehearsals(planner, sizes):
-    # time the first size with two batches, then whatever looks best, as long as there is time for it
+def _rehearsals(planner, sizes, say):
+    # time the first size with two batches, then whatever looks best, as long as there is time for it; `say` is told before each
+    def rehearse(model, windows, name):
+        say(f'timing {name} with {windows:,} windows to a step')
+        planner.rehearse(model, planner.training(model, windows))
     limit, first = max(8., 3*planner.minutes), sizes[0]
     small = shape(first, vocab=planner.vocab or VOCABULARIES[0])
     windows = [planner.changes['batch_size']] if 'batch_size' in planner.changes else [max(1, n//small.context_length) for n in (1024, 4096)]
     check_memory(first, small, planner.training(small, windows[0]), planner.device)
     planner.choice = planner.settle(small, windows[-1])[1]
-    for n in windows: planner.rehearse(small, planner.training(small, n))
+    for n in windows: rehearse(small, n, first)
     while True:
         options = [planner.best(s) for s in sizes]
         usable = [o for o in options if planner.usable(o)]
@@ -653,7 +656,7 @@ def _rehearsals(planner, sizes):
         over = (time.perf_counter() - planner.begun + 6*best.step)/limit
         if best.timed or over > 1.5 and not timed: return options, best
         if over > 1 and timed: return options, min(timed, key=planner.loss)
-        planner.rehearse(best.model, planner.training(best.model, best.batch))
+        rehearse(best.model, best.batch, best.size)
 
 # %% ../../nbs/34_train.plan.ipynb #pl-compiled
 def _compiled(planner, best, training):
@@ -688,6 +691,7 @@ def make_plan(
     chores=None,         # function from samples to what the run does beside training, as `Chores`
     vocab_size: int|None=None,  # pieces; None for what suits
     begun: float|None=None,     # when planning began, by `time.perf_counter`; None for now
+    say=None,            # called with a line before each size is timed
     **changes,           # fields of `TrainingConfig` to set by hand
 ) -> Plan:
     "Time a few steps here and decide; raises `CodetteError` if not even ten steps fit."
@@ -695,7 +699,7 @@ def make_plan(
     begun, dev = time.perf_counter() if begun is None else begun, detect_device(device)
     planner = Planner(minutes, dev, text or LittleText(records=200*(samples != 0)), samples, chores, vocab_size, **changes)
     planner.begun = begun
-    options, best = _rehearsals(planner, [size] if size != 'auto' else ['nano', *BETWEEN, *(k for k in PRESETS if k != 'nano')])
+    options, best = _rehearsals(planner, [size] if size != 'auto' else ['nano', *BETWEEN, *(k for k in PRESETS if k != 'nano')], say or (lambda line: None))
     options = sorted(options, key=lambda o: num_parameters(o.model))
     if best is None:
         o = options[0]
