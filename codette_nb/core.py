@@ -235,7 +235,7 @@ def _cpu_name():
     import platform
     info = Path('/proc/cpuinfo')
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text('utf-8', 'replace').splitlines():
             if line.startswith('model name'): return line.split(':', 1)[1].strip()
     return platform.processor() or platform.machine()
 

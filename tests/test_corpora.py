@@ -333,7 +333,7 @@ def test_sections_are_numbered(tmp_path):
     corpus = open_corpus(tmp_path/'book.txt')
     records = list(corpus)
     assert [r.group for r in records] == [f'book.txt#{k}' for k in range(len(records))] and len(records) > 3
-    assert ''.join(r.text for r in records) == (tmp_path/'book.txt').read_text() and all(len(r.text) <= MIB for r in records)
+    assert ''.join(r.text for r in records) == (tmp_path/'book.txt').read_text('utf-8') and all(len(r.text) <= MIB for r in records)
     assert records == read_corpus(tmp_path/'book.txt').records
 
 def test_split_of_a_stream_is_the_same_everywhere(tmp_path):

@@ -134,7 +134,7 @@ def test_without_a_modelfile(run, tmp_path):
                                         ('FROM ./model.gguf\nMESSAGE user hello', 'for message'), ('TEMPLATE x', 'has no FROM line')])
 def test_a_modelfile_that_is_not_sent(run, tmp_path, text, says):
     (tmp_path/'model.gguf').write_bytes((run/'model.gguf').read_bytes())
-    (tmp_path/'Modelfile').write_text(text)
+    (tmp_path/'Modelfile').write_text(text, 'utf-8')
     with fake() as server, pytest.raises(CodetteError, match=says): deploy(tmp_path, host=server.host)
     assert server.seen == []
 

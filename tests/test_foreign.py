@@ -185,7 +185,7 @@ def changed(plain, to, **files):
     ('is not a tokenizer', dict(tokenizer=lambda d: d | dict(model=dict(type='BPE')))),
     ('ids are whole numbers from 0 on', dict(tokenizer=lambda d: d | dict(added_tokens=[*d['added_tokens'], dict(id=-1, content='x')]))),
     ("the piece '7' is no text", dict(tokenizer=lambda d: d | dict(added_tokens=[*d['added_tokens'], dict(id=903, content=7)]))),
-    ('where names with values are expected', dict(tokenizer_config=lambda d: [1])), ('names no bos piece', dict(tokenizer_config=lambda d: d | dict(eos_token=dict(x=7)))),
+    ('where names with values are expected', dict(tokenizer_config=lambda d: [1])), ('must be the text of a piece', dict(tokenizer_config=lambda d: d | dict(eos_token=dict(x=7)))),
     ('config.json claims 1,000,000,000 layers', dict(config=lambda d: d | dict(num_hidden_layers=10**9))), ('claims a context of 1,000,000,000,000 tokens', dict(config=lambda d: d | dict(max_position_embeddings=10**12))),
     ('pieces but the model has 900 rows', dict(config=lambda d: d | dict(vocab_size=900)))])
 def test_what_is_refused(says, files, plain, tmp_path):

@@ -138,8 +138,8 @@ func main() {
 
 @pytest.mark.skipif(not shutil.which('go'), reason='needs Go, to run the template as Ollama does')
 def test_templates_agree_in_go(tmp_path):
-    (tmp_path/'main.go').write_text(GO)
-    (tmp_path/'template').write_text(OLLAMA_TEMPLATE)
+    (tmp_path/'main.go').write_text(GO, 'utf-8')
+    (tmp_path/'template').write_text(OLLAMA_TEMPLATE, 'utf-8')
     (tmp_path/'chats.json').write_text(json.dumps([go_data(*c) for c in CHATS]))
     command = ['go', 'run', 'main.go', 'template', 'chats.json', 'out']
     p = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)

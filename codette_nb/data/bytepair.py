@@ -211,7 +211,9 @@ def _config(folder, name):
 def _named(folder, name):
     # text of the piece that the folder calls `bos_token`, …
     for file in ('tokenizer_config.json', 'special_tokens_map.json'):
-        if t := _config(folder, file).get(name): return t.get('content') if isinstance(t, dict) else t
+        if not (t := _config(folder, file).get(name)): continue
+        if not isinstance(text := t.get('content') if isinstance(t, dict) else t, str): raise CodetteError(f"{folder/file}: {name} is {t!r}: it must be the text of a piece")
+        return text
 
 def _named_pieces(folder, pieces, before, behind, otherwise={}):
     # the text of <bos>, and the ids of the pieces that begin and end a text, fill it up or are unknown
@@ -253,7 +255,7 @@ def with_one_bos(
 def _whole(path):
     # whatever is missing in a file, or of another kind, in one sentence
     try: yield
-    except CodetteError: raise
+    except CodetteError as e: raise CodetteError(f'{path}: {e}') from e
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as e: raise CodetteError(f"{path} is not a tokenizer: {type(e).__name__} {e}") from e
 
 def read_bytepair(

@@ -159,10 +159,13 @@ class Cleaning:
     overlap: float|None = .5     # drop a text of which more than this part is held out; None drops only what is held out as a whole
 
     def __post_init__(self):
+        share = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x <= 1
+        if not isinstance(self.off, (list, tuple)): raise CodetteError(f"off is {self.off!r}: it must be a list of filters")
         object.__setattr__(self, 'off', tuple(FILTERS) if tuple(self.off) == ('all',) else tuple(self.off))
         for name in self.off: one_of(name, list(FILTERS), 'filter')
-        if self.overlap is not None and not 0 <= self.overlap <= 1: raise CodetteError(f"overlap is {self.overlap}: a share must lie between 0 and 1")
-        if self.near is not None: NearDuplicates(self.near)
+        if not isinstance(self.exact, bool): raise CodetteError(f"exact is {self.exact!r}: it must be True or False")
+        for name in ('near', 'overlap'):
+            if (x := getattr(self, name)) is not None and not (share(x) and (x or name == 'overlap')): raise CodetteError(f"{name} is {x!r}: it must be a share {'above 0 and at most' if name == 'near' else 'between 0 and'} 1, or None")
 
 # %% ../../nbs/12a_data.cleaning.ipynb #cln-acc
 REASONS = {k: f.why for k, f in FILTERS.items()} | dict(exact='a copy of an earlier text', near='nearly a copy of an earlier text', held_out='held-out text')

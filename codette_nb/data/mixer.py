@@ -108,6 +108,16 @@ def portions(
         open_ -= over
     return {k: out[k] for k in sizes}
 
+# %% ../../nbs/13_data.mixer.ipynb #mix-points
+def _number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and not math.isnan(x)
+def _size(x): return _number(x) and 0 <= x < math.inf
+
+def _points(x):
+    # whether these are pairs of a progress that rises from 0 to 1 and a factor
+    pairs = [tuple(p) if isinstance(p, (list, tuple)) else () for p in x] if isinstance(x, (list, tuple)) else []
+    sound = pairs and all(len(p) == 2 and all(map(_size, p)) and p[0] <= 1 for p in pairs)
+    return bool(sound) and [p for p, _ in pairs] == sorted(p for p, _ in pairs)
+
 # %% ../../nbs/13_data.mixer.ipynb #mix-cfg
 @dataclass(frozen=True)
 class Mixing:
@@ -123,7 +133,8 @@ class Mixing:
     seed: int = 0                # of everything that is drawn
 
     def __post_init__(self):
-        object.__setattr__(self, 'forms', tuple(dict.fromkeys([self.forms] if isinstance(self.forms, str) else self.forms)))
+        names = [self.forms] if isinstance(self.forms, str) else self.forms
+        if isinstance(names, (list, tuple)) and all(isinstance(f, str) for f in names): object.__setattr__(self, 'forms', tuple(dict.fromkeys(names)))
         problems = list(self.problems())
         if problems: raise CodetteError('; '.join(problems))
 
@@ -136,19 +147,20 @@ class Mixing:
 
     def problems(self):
         "Yield a sentence for each setting that makes no sense."
-        number = lambda x: isinstance(x, (int, float)) and not math.isnan(x)
-        size = lambda x: number(x) and 0 <= x < math.inf
-        if not (isinstance(self.samples, int) and self.samples >= 0): yield f"samples is {self.samples}: it must be a whole number from 0 on"
-        for k, w in self.weights.items():
-            if not size(w): yield f"the weight of {k!r} is {w!r}: it must be a number from 0 on"
-        if not (size(self.temperature) and self.temperature): yield f"temperature is {self.temperature}: it must be a number above 0"
-        if not (number(self.max_epochs) and self.max_epochs >= 1): yield f"max_epochs is {self.max_epochs}: it must be at least 1"
-        if not (number(self.held_out) and 0 < self.held_out < 1): yield f"held_out is {self.held_out}: it must lie between 0 and 1"
-        if not self.forms or set(self.forms) - set(FORMS): yield f"forms is {self.forms!r}: name some of {', '.join(FORMS)}"
-        for k, points in self.curriculum.items():
-            pairs = [tuple(p) if isinstance(p, (list, tuple)) else () for p in points] if isinstance(points, (list, tuple)) else []
-            if not pairs or not all(len(p) == 2 and all(map(size, p)) and p[0] <= 1 for p in pairs) or [x for x, _ in pairs] != sorted(x for x, _ in pairs):
-                yield f"the curriculum of {k!r} must be points (progress, factor) with progress rising from 0 to 1 and factors from 0 on"
+        of = lambda x: x.items() if isinstance(x, dict) else ()
+        if not (isinstance(self.samples, int) and _size(self.samples)): yield f"samples is {self.samples!r}: it must be a whole number from 0 on"
+        if not isinstance(self.weights, dict): yield f"weights is {self.weights!r}: it must be a dictionary of source and weight"
+        for k, w in of(self.weights):
+            if not _size(w): yield f"the weight of {k!r} is {w!r}: it must be a number from 0 on"
+        if not (_size(self.temperature) and self.temperature): yield f"temperature is {self.temperature!r}: it must be a number above 0"
+        if not (_number(self.max_epochs) and self.max_epochs >= 1): yield f"max_epochs is {self.max_epochs!r}: it must be at least 1"
+        if not (_number(self.held_out) and 0 < self.held_out < 1): yield f"held_out is {self.held_out!r}: it must lie between 0 and 1"
+        if not (self.forms and isinstance(self.forms, tuple) and all(f in FORMS for f in self.forms)): yield f"forms is {self.forms!r}: name some of {', '.join(FORMS)}"
+        if not isinstance(self.curriculum, dict): yield f"curriculum is {self.curriculum!r}: it must be a dictionary of source and points"
+        for k, points in of(self.curriculum):
+            if not _points(points): yield f"the curriculum of {k!r} must be points (progress, factor) with progress rising from 0 to 1 and factors from 0 on"
+        if not isinstance(self.cleaning, Cleaning): yield f"cleaning is {self.cleaning!r}: it must be a Cleaning"
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool): yield f"seed is {self.seed!r}: it must be a whole number"
 
 # %% ../../nbs/13_data.mixer.ipynb #mix-cur
 def factor(

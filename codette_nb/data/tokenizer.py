@@ -385,9 +385,14 @@ def load_tokenizer(
     "The tokenizer that `save_tokenizer` wrote; raises `CodetteError` if there is none or it is damaged."
     folder = Path(folder)
     config = read_json(folder/'tokenizer_config.json')
+    if not isinstance(config, dict): raise CodetteError(f"{folder/'tokenizer_config.json'} must be a JSON object")
     kind = one_of(config.get('codette_kind'), ['sentencepiece', 'bytes', 'words', *TOKENIZERS], f'tokenizer kind in {folder}')
     if kind in TOKENIZERS: return TOKENIZERS[kind][1](folder)
     if kind == 'sentencepiece':
         try: return SentencePieceTokenizer(proto=(folder/'tokenizer.model').read_bytes())
         except FileNotFoundError as e: raise CodetteError(f"{folder} has no tokenizer.model") from e
-    return (SimpleTokenizer if kind == 'words' else ByteTokenizer)(words=config['words'], size=config['size'])
+    words, size = config.get('words'), config.get('size')
+    sound = isinstance(words, list) and all(isinstance(w, str) and set(w) <= _BYTE_OF.keys() for w in words) and len(set(words)) == len(words)
+    if not sound: raise CodetteError(f"{folder/'tokenizer_config.json'}: words must be a list of different words, each spelt in bytes")
+    if size is not None and type(size) is not int: raise CodetteError(f"{folder/'tokenizer_config.json'}: size is {size!r}: it must be a whole number, or null")
+    return (SimpleTokenizer if kind == 'words' else ByteTokenizer)(words=words, size=size)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'PRESETS', 'PROCESS', 'LOGITS', 'TransformerConfig', 'preset', 'num_parameters', 'flops_per_token',
-           'Memory', 'training_memory', 'inference_memory', 'Sizes', 'to_hf', 'from_hf']
+           'Memory', 'training_memory', 'inference_memory', 'Sizes', 'to_hf', 'from_hf', 'read_config']
 
 # %% ../../nbs/20_model.config.ipynb #cfg-imports
 from dataclasses import asdict, dataclass, fields, replace
-from ..core import CodetteError, html_table, human_bytes, human_count, one_of, text_table
+from pathlib import Path
+from ..core import CodetteError, html_table, human_bytes, human_count, one_of, read_json, text_table
 
 # %% ../../nbs/20_model.config.ipynb #cfg-faults
 LAYOUTS = 'starcoder2', 'llama'
@@ -244,3 +245,12 @@ def from_hf(
                           tied=d.get('tie_word_embeddings', d['model_type'] == 'starcoder2'))
     if d.get('head_dim', c.head_size) != c.head_size: raise CodetteError(f"config.json says that head_dim is {d['head_dim']!r}: only hidden_size / num_attention_heads, {c.head_size}, is computed here")
     return c
+
+def read_config(
+    folder, # of a checkpoint, or of a model that `transformers` saved
+) -> TransformerConfig:
+    "The configuration in a folder's `config.json`; raises `CodetteError` naming it."
+    path = Path(folder)/'config.json'
+    data = read_json(path)
+    try: return from_hf(data)
+    except CodetteError as e: raise CodetteError(str(e).replace('config.json', str(path), 1) if str(e).startswith('config.json') else f'{path}: {e}') from e

@@ -21,7 +21,7 @@ from ..core import CodetteError, atomic_file, html_table, human_bytes, human_cou
 from ..data.records import render_chat
 from ..data.sentencepieces import read_foreign
 from ..data.tokenizer import BYTE_ALPHABET, PieceType, load_tokenizer
-from ..model.config import TransformerConfig, from_hf
+from ..model.config import TransformerConfig, read_config
 from .blocks import NumberFormat, number_format, quantise
 from .filetypes import Choice, ModelFacts, assign, commonest, file_type, honest_type
 from ..model.transformer import CustomTransformer
@@ -88,7 +88,8 @@ class Weights:
 
 def _files(path):
     if not path.name.endswith('.index.json'): return [path]
-    listed = read_json(path).get('weight_map')
+    index = read_json(path)
+    listed = index.get('weight_map') if isinstance(index, dict) else None
     if not isinstance(listed, dict) or not all(isinstance(f, str) and Path(f).name == f for f in listed.values()): raise CodetteError(f"{path} is not an index of weights")
     return [path.parent/f for f in sorted(set(listed.values()))]
 
@@ -150,7 +151,7 @@ def open_source(
     refuse_pickle(path)
     folder, own = Path(path), not is_foreign(path)
     if own: folder = find_checkpoint(path)
-    c = from_hf(read_json(folder/'config.json'))
+    c = read_config(folder)
     at = next((p for p in (folder/WEIGHTS, folder/f'{WEIGHTS}.index.json') if p.is_file()), None)
     if at is None: raise CodetteError(f"{folder} has no {WEIGHTS}: pickles are never opened, so save the model with save_pretrained first")
     weights = open_weights(at, c)

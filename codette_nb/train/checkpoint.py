@@ -22,7 +22,7 @@ from ..data.packing import TextDataset
 from ..data.shards import token_dtype, tokenizer_fingerprint
 from ..data import sentencepieces # with it, load_tokenizer knows tokenizers of others too
 from ..data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
-from ..model.config import from_hf, to_hf
+from ..model.config import read_config, to_hf
 from ..model.generate import generate, stream
 from ..model.transformer import CustomTransformer
 
@@ -358,7 +358,7 @@ def load_model(
     "The model of a checkpoint; raises `CodetteError` if its tensors are not those of its configuration."
     folder = Path(folder)
     check_device(device)
-    config = from_hf(read_json(folder/'config.json'))
+    config = read_config(folder)
     with torch.device('meta'): model = CustomTransformer(config)
     with _wanted(model_weights(model), folder) as f:
         # cloned, so that no memory map keeps the file open (Windows cannot replace an open file)
