@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 import gguf, numpy as np, torch
-from ..core import CodetteError, check_device, html_table, human_bytes, human_count, text_table
+from ..core import CodetteError, check_device, command_line, html_table, human_bytes, human_count, text_table
 from ..data.bytepair import STEPS, BytePairTokenizer
 from ..data.sentencepieces import PieceTokenizer
 from ..data.tokenizer import (BYTE_ALPHABET, FIRST_FREE, RESERVED, ByteTokenizer, Piece, PieceType, SentencePieceTokenizer,
@@ -315,7 +315,7 @@ def find_gguf(
     path = Path(path)
     if path.is_dir():
         if not (path/'model.gguf').is_file():
-            raise CodetteError(f"{path} holds no model.gguf: export it first, with codette export {path}")
+            raise CodetteError(f"{path} holds no model.gguf: export it first, by {command_line('codette', 'export', path)}")
         path = path/'model.gguf'
     if not path.is_file(): raise CodetteError(f"there is no model {path}: give a GGUF file or a run folder")
     return path

@@ -7,7 +7,10 @@ __all__ = ['SETTINGS', 'LlamaCpp', 'serve']
 
 # %% ../../nbs/44_quantize.runtime.ipynb #rt-imports
 import json, os, queue, socket, threading, time
+from dataclasses import fields
 from ..core import CodetteError, one_of
+from ..data.records import check_text
+from ..model.generate import Sampling
 from .reader import Texts, find_gguf, one_line, read_gguf
 from .verify import in_llama
 
@@ -17,10 +20,14 @@ SETTINGS = {'max_tokens': 'max_tokens', 'temperature': 'temperature', 'top_k': '
 
 def _request(settings, **request):
     "The server's request, with our settings in its names."
-    for k, v in settings.items():
-        name = SETTINGS[one_of(k, list(SETTINGS), 'setting')]
-        if v is not None: request[name] = v
-    return request
+    for k in settings: one_of(k, list(SETTINGS), 'setting')
+    given = {k: v for k, v in settings.items() if v is not None}
+    Sampling(**{k: v for k, v in given.items() if k in {f.name for f in fields(Sampling)}})
+    for k, low, most in (('max_tokens', 1, 1 << 31), ('seed', 0, 1 << 32)):
+        if k in given and not (type(given[k]) is int and low <= given[k] < most): raise CodetteError(f"{k} is {given[k]!r}: it must be a whole number of at least {low} and below {most:,}")
+    stop = given.get('stop', [])
+    if not isinstance(stop, str) and not (isinstance(stop, (list, tuple)) and all(isinstance(s, str) for s in stop)): raise CodetteError(f"stop is {stop!r}: it must be a text or a list of texts")
+    return request | {SETTINGS[k]: v for k, v in given.items()}
 
 # %% ../../nbs/44_quantize.runtime.ipynb #rt-stream
 def _chunks(
@@ -137,13 +144,14 @@ class LlamaCpp:
 
     def chat(self, messages, tools=None, stream=True, **settings):
         "Pieces of the answer to chat `messages` (OpenAI's shape), or all of it with `stream=False`; `settings` as in `SETTINGS`."
+        for m in messages: check_text(m.get('content') or '', 'a message')
         request = _request(settings, stream=True, **_openai(messages, tools or ()))
         text = _chat_text(_chunks(lambda callback: self._server.handle_chat_completions(request, callback)))
         return text if stream else ''.join(text)
 
     def complete(self, prompt: str, stream=True, **settings):
         "Pieces of the continuation of a text, or all of it with `stream=False`; `settings` as in `SETTINGS`."
-        request = _request(settings, prompt=prompt, stream=True)
+        request = _request(settings, prompt=check_text(prompt, 'the prompt'), stream=True)
         chunks = _chunks(lambda callback: self._server.handle_completions(request, callback))
         text = (c['choices'][0]['text'] for c in chunks if c.get('choices'))
         return text if stream else ''.join(text)
