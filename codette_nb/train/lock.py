@@ -72,7 +72,8 @@ class RunLock:
     def acquire(self):
         "Take the lock; raises `CodetteError` saying who has it."
         path = self.run/LOCK
-        self.run.mkdir(parents=True, exist_ok=True)
+        try: self.run.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise CodetteError(f"{self.run} cannot be a run folder ({e.strerror}): give another one") from e
         for wait in (.02, .05, .1, .2, 0):
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             taken = _take(fd)

@@ -59,9 +59,10 @@ class MetricsFile:
     def cut(self,
         size: int, # bytes to keep
     ):
-        "Drop what was written later; the next start is that of the same run."
-        self._again, self._owed = size > 0, ''
-        if self.size > size: os.truncate(self.path, size)
+        "Drop what was written later, or half a line where less is there; the next start is that of the same run."
+        self._owed = ''
+        if self.size != size and self.path.exists(): os.truncate(self.path, size if self.size > size else self.path.read_bytes().rfind(b'\n') + 1)
+        self._again = self.size > 0
 
 # %% ../../nbs/32b_train.log.ipynb #tr-line
 def log_line(
