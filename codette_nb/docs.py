@@ -329,6 +329,7 @@ extensions = ['myst_nb', 'codette_nb.docs']
 source_suffix = {{'.ipynb': 'myst-nb', '.md': 'myst-nb'}}
 nb_execution_mode = 'off'       # the outputs are those saved in the notebooks
 nb_ipywidgets_js = {{}}           # no widget scripts from the network
+nb_render_markdown_format = 'myst' # Markdown that a cell gives has tables, as that between cells
 nb_code_prompt_show, nb_code_prompt_hide = 'Source', 'Hide the source'
 myst_enable_extensions = ['colon_fence', 'dollarmath']
 myst_heading_anchors = 4
