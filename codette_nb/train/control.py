@@ -150,7 +150,7 @@ class Control(Telling):
         steps: int, # steps of the whole run, more than are done
     ):
         "Make the run longer or shorter; the learning rate follows."
-        if steps <= self.step: raise CodetteError(f"{steps} steps are too few: {self.step} are done already")
+        if check_command('steps', dict(steps=steps))['steps'] <= self.step: raise CodetteError(f"{steps} steps are too few: {self.step} are done already")
         self.ask('steps', steps=steps)
 
 # %% ../../nbs/32d_train.control.ipynb #co-doing
