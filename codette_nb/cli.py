@@ -356,6 +356,7 @@ def control(
     "`codette control`."
     from codette_nb.train.control import tell_run
     from codette_nb.train.lock import holder
+    if not os.path.isfile(os.path.join(args.run, 'config.json')): raise CodetteError(f"there is no run in {args.run}: give the folder of one that goes on")
     if not holder(args.run): raise CodetteError(f"nobody trains in {args.run} now: go on with it by {command_line('codette', 'train', '--resume', '--out', args.run)}")
     tell_run(args.run, args.command, **_asked(args.command, args.values))
     print(f'asked {args.run}: {args.command} {" ".join(args.values)}'.rstrip())
@@ -401,7 +402,8 @@ def sweep_runs(
     from codette_nb.pipeline import Interrupted
     from codette_nb.train.experiments import sweep
     if not args.vary: raise CodetteError("nothing is varied: give --vary FIELD=VALUE,VALUE")
-    done = sweep(_experiment(args), args.out, args.steps, args.tokens, args.seconds, args.seeds, args.trials, args.seed, args.retry, args.json, **dict(map(_varied, args.vary)))
+    varied = dict(map(_varied, args.vary)) # what is wrong in it is known before any text is made
+    done = sweep(_experiment(args), args.out, args.steps, args.tokens, args.seconds, args.seeds, args.trials, args.seed, args.retry, args.json, **varied)
     _print_json(done.rows()) if args.json else print(done)
     if done.left: raise Interrupted(f'{len(done.left)} of {len(done.points)} runs are not done: the same command goes on with them')
 
