@@ -245,9 +245,23 @@ def run_split(
     if data_sha256(split) != config.get('data_sha256'): raise _changed(run, config)
     return recipe, split
 
+def _run_config(run):
+    # what a run's config.json says
+    if not isinstance(d := read_json(path := Path(run)/'config.json'), dict): raise CodetteError(f"{path} must be a JSON object")
+    return d
+
+def _finish_of(run):
+    # the finish that a run is, None for none
+    if (of := (config := _run_config(run)).get('finish')) is None: return None
+    source, training = (of.get('source') if isinstance(of, dict) else None), config.get('training')
+    texts = [source.get('path'), of.get('quantization'), of.get('aim')] if isinstance(source, dict) else [None]
+    if not all(isinstance(t, str) for t in texts): raise CodetteError(f"{Path(run)/'config.json'}: finish is {of!r}: it must hold the source's path, a quantization and an aim")
+    if not isinstance(training, dict) or 'max_steps' not in training: raise CodetteError(f"{Path(run)/'config.json'}: training must hold max_steps")
+    return of | dict(training=training)
+
 def _recipe_of(run):
-    config = read_json(path := Path(run)/'config.json')
-    if not isinstance(config, dict) or 'recipe' not in config: raise CodetteError(f"{run} was not started by quick-train or train, so its data is not known: make its trainer again and load its checkpoint")
+    config, path = _run_config(run), Path(run)/'config.json'
+    if 'recipe' not in config: raise CodetteError(f"{run} was not started by quick-train or train, so its data is not known: make its trainer again and load its checkpoint")
     try: return config, Recipe.from_dict(config['recipe'])
     except CodetteError as e: raise CodetteError(f"{path}: {e}") from e
 
@@ -274,7 +288,7 @@ def open_run(
 ): # (trainer, split, recipe)
     "A trainer that stands where the last checkpoint of a run left it; see `run_split`."
     recipe, split = run_split(run, quiet)
-    if of := read_json(Path(run)/'config.json').get('finish'): raise CodetteError(f"{run} is the finish of a run: go on with it by {command_line('codette', 'finish', of['source']['path'], '--out', run, '--resume')}")
+    if of := _finish_of(run): raise CodetteError(f"{run} is the finish of a run: go on with it by {command_line('codette', 'finish', of['source']['path'], '--out', run, '--resume')}")
     folder = latest_checkpoint(run, begin=True) # None: it was killed before its first, and begins again
     tokenizer = load_tokenizer(folder) if folder else build_tokenizer(recipe, split)
     trainer = CodetteTrainer(new_model(recipe.model, recipe.training), tokenizer, training_set(recipe, split, tokenizer), split.held_out, recipe.training, run, resume=True)
@@ -290,7 +304,7 @@ def calibration_texts(
     "Text to measure a model's activations on; raises `CodetteError` if there is none."
     if files: records, what = [r for p in files for r in read_corpus(p).records], ', '.join(Path(p).name for p in files)
     else:
-        if not (Path(run)/'config.json').is_file() or 'recipe' not in read_json(Path(run)/'config.json'):
+        if not (Path(run)/'config.json').is_file() or 'recipe' not in _run_config(run):
             raise CodetteError(f"the training text of {run} is not known: give text to calibrate with (--calibrate FILE)")
         records, what = run_split(run, quiet=True)[1].train, "the run's training text"
     return [render(r) for r in records], what
@@ -362,8 +376,10 @@ def _refuse_early(run, path, quantization, name, importance, budget, force, meas
 
 # %% ../nbs/90_pipeline.ipynb #pi-export
 def _run_name(run):
-    config = Path(run)/'config.json'
-    return read_json(config).get('recipe', {}).get('name', 'codette') if config.is_file() else 'codette'
+    recipe = _run_config(run).get('recipe') if (path := Path(run)/'config.json').is_file() else None
+    name = recipe.get('name', 'codette') if isinstance(recipe, dict) else 'codette'
+    if not isinstance(name, str): raise CodetteError(f"{path}: name is {name!r}: it must be a string")
+    return name
 
 def export_run(
     run,                 # run folder, checkpoint folder, or a folder of `transformers` in one of the two layouts
@@ -512,9 +528,8 @@ def finish_for(
     out = Path(out or f'{str(run).rstrip("/")}-{file_type(quantization).name}')
     if out.resolve() == Path(run).resolve(): raise CodetteError(f"{out} is the run that is to be finished: give another folder for the finish")
     if resume:
-        begun = read_json(out/'config.json')
-        if 'finish' not in begun: raise CodetteError(f"{out} is no finish that could be gone on with")
-        quantization, aim, changes = begun['finish']['quantization'], begun['finish']['aim'], begun['training']
+        if not (begun := _finish_of(out)): raise CodetteError(f"{out} is no finish that could be gone on with")
+        quantization, aim, changes = begun['quantization'], begun['aim'], begun['training']
         steps = changes['max_steps']
     elif not force: check_out(out)
     if is_foreign(run): raise CodetteError(f"the text that {run} was trained on is not known, and a finish trains on it: bring text like it, in Python, with finishing({str(run)!r}, train, eval, out)")
@@ -638,8 +653,8 @@ def plan_run(
     begun = time.perf_counter()
     check_request(minutes, size)
     if samples is not None and (samples < 0 or not (samples or data)): raise CodetteError(f"samples is {samples}: there is nothing to train on, so ask for some or give --data")
-    corpora = {c.name: c.records for c in (read_corpus(path) for path, _ in data)} or None
-    text = LittleText(corpora, 0 if samples == 0 else 200, seed)
+    corpora = {(c := read_corpus(path)).name: (c.records, weight) for path, weight in data}
+    text = LittleText({k: r for k, (r, _) in corpora.items()} or None, 0 if samples == 0 else 200, seed, {k: w for k, (_, w) in corpora.items()})
     return make_plan(minutes, size, device, text=text, samples=samples, chores=chores_of(text), begun=begun, seed=seed, say=say, **changes)
 
 # %% ../nbs/90_pipeline.ipynb #pi-outcome

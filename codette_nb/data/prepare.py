@@ -111,7 +111,9 @@ def join_prepared(
     "Join the parts that several machines prepared."
     folders, out = [Path(f) for f in folders], Path(out)
     if not folders: raise CodetteError("there is nothing to join: give the folders of all parts")
-    if len({(f/'held-out'/MANIFEST).read_text(encoding='utf-8') for f in folders}) > 1: raise CodetteError("the parts hold out different text: prepare them from the same files with the same settings")
+    for f in folders:
+        if not (f/'held-out'/MANIFEST).is_file(): raise CodetteError(f"{f} has no {Path('held-out')/MANIFEST}: it is not a folder that codette shards has written to the end")
+    if len({(f/'held-out'/MANIFEST).read_bytes() for f in folders}) > 1: raise CodetteError("the parts hold out different text: prepare them from the same files with the same settings")
     join_shards([f/'train' for f in folders], out/'train', quiet=quiet)
     join_shards([folders[0]/'held-out'], out/'held-out', quiet=quiet)
     return out
