@@ -29,7 +29,7 @@ BAD_FILES = {
     'broken.jsonl': (b'{"text": "ok"}\n{"text": "cut o\n{"text": "ok too"}\n', 'broken.jsonl:2: ', 2),
     'wrong.jsonl': (b'{"text": "ok"}\n{"title": 1}\n', 'wrong.jsonl:2: ', 1),
     'number.jsonl': (b'{"text": 5}\n', 'number.jsonl:1: ', 0),
-    'half.jsonl': (b'{"text": "\\ud83d"}\n', 'half.jsonl: record 1: ', 0),
+    'half.jsonl': (b'{"text": "\\ud83d"}\n', 'half.jsonl:1: the text has half of a character pair', 0),
     'source.jsonl': (b'{"text": "a", "source": ["x"]}\n', 'source.jsonl: record 1: ', 0),
     'torn.txt': ('Käse und Brötchen\nbeim Bäcker'.encode() + b'\xff', 'torn.txt: not UTF-8 at line 2 (byte 0xff): UTF-8 with damaged places', 0),
     'picture.md': (b'\x89PNG\r\n\x1a\n\0\0', 'picture.md: binary data', 0),
