@@ -182,8 +182,10 @@ def prune(
     "Delete all checkpoints `step-N` but the newest."
     steps = sorted((int(p.name[5:]) for p in Path(checkpoints).glob('step-*') if p.name[5:].isdigit()), reverse=True)
     for n in steps[max(1, keep):]:
-        try: shutil.rmtree(Path(checkpoints)/f'step-{n}')
-        except OSError as e: raise CodetteError(f"the old checkpoint {Path(checkpoints)/f'step-{n}'} could not be deleted: {e}") from e
+        old = Path(checkpoints)/f'step-{n}'
+        shutil.rmtree(aside := old.with_name(f'.{old.name}.gone'), ignore_errors=True)
+        try: os.replace(old, aside); shutil.rmtree(aside) # what has its name is whole, also if this is where the process is killed
+        except OSError as e: raise CodetteError(f"the old checkpoint {old} could not be deleted: {e}") from e
 
 # %% ../../nbs/32_train.checkpoint.ipynb #ck-saver-in
 def _give_way():
