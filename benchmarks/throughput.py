@@ -3,9 +3,9 @@
     python benchmarks/throughput.py [--rounds 5] [--json throughput.json]
 
 6 layers × 384 wide, 6 heads, vocabulary 8,192, 8 windows of 256 tokens to a step, AdamW. In turns: a plain loop in float32 (SDPA,
-cross-entropy over all logits, AdamW as torch gives it on a CPU), the same under bfloat16 autocast, and `CodetteTrainer` in bfloat16 as it is
-and with its layers compiled, its own log and batches made ahead included. Beside them, in the same round, a bfloat16 product of 1024 × 1024
-matrices: the ceiling. The share of it counts 6 × parameters × tokens, as multiplications and additions. Then what a step of Muon costs beside
+cross-entropy over all logits, AdamW as torch gives it on a CPU), the same under bfloat16 autocast, and `CodetteTrainer` in bfloat16 as it is,
+with its layers compiled, and compiled with their products in int8, its own log and batches made ahead included (what int8 does to the loss is in
+int8.py). Beside them, in the same round, a bfloat16 product of 1024 × 1024 matrices: the ceiling. The share of it counts 6 × parameters × tokens, as multiplications and additions. Then what a step of Muon costs beside
 one of AdamW, and in processes of their own what compiling costs, the first time and when its results lie in the cache. Figures are medians.
 """
 import argparse, json, os, platform, statistics, string, subprocess, sys, tempfile, time
@@ -45,10 +45,10 @@ def plain(model, opt, ids, steps, half):
         opt.step()
     return steps*TOKENS/(time.perf_counter() - begin)
 
-def trainer(tok, data, compiled, steps, folder, **changes):
+def trainer(tok, data, compiled, steps, folder, dtype='bfloat16', **changes):
     "Tokens a second of `CodetteTrainer`, from its first step on, and the seconds until that one was done."
     begin, at = time.perf_counter(), {}
-    config = TrainingConfig(**dict(max_steps=steps + 1, batch_size=BATCH, lr=1e-3, device='cpu', dtype='bfloat16', threads=torch.get_num_threads(), log_every=1,
+    config = TrainingConfig(**dict(max_steps=steps + 1, batch_size=BATCH, lr=1e-3, device='cpu', dtype=dtype, threads=torch.get_num_threads(), log_every=1,
                                    compile='layers' if compiled else 'none', eval_every=10*steps, save_every=10*steps, eval_windows=1) | changes)
     t = CodetteTrainer(CustomTransformer(SHAPE), tok, data, TextDataset([string.ascii_lowercase*12], tok, SHAPE.context_length), config, folder)
     t.listeners.append(lambda e: at.__setitem__(e['step'], time.perf_counter()) if e['event'] == 'step' else None)
@@ -68,8 +68,8 @@ def rounds(n, steps):
     opt = model.adamw(1e-3)
     for i in range(n + 1):
         ours = {}
-        for name, compiled in (('codette_nb', False), ('codette_nb, compiled', True)):
-            with tempfile.TemporaryDirectory() as d: ours[name] = trainer(tok, data, compiled, steps, Path(d)/'run')[0]
+        for name, compiled, dtype in (('codette_nb', False, 'bfloat16'), ('codette_nb, compiled', True, 'bfloat16'), ('codette_nb, compiled, int8', True, 'int8')):
+            with tempfile.TemporaryDirectory() as d: ours[name] = trainer(tok, data, compiled, steps, Path(d)/'run', dtype)[0]
         rows.append({'ceiling': ceiling(), 'plain float32': plain(model, opt, ids, steps, False), 'plain bfloat16': plain(model, opt, ids, steps, True)} | ours)
         if i: print(f"round {i}: ceiling {rows[-1]['ceiling']/1e9:.0f} GFLOP/s; " + ', '.join(f'{k} {v:,.0f}' for k, v in rows[-1].items() if k != 'ceiling'), flush=True)
     return rows[1:] # the first round warms up
@@ -86,17 +86,17 @@ def muon(repeats):
                 if i: took[k].append(1000*(time.perf_counter() - t))
     return {k: statistics.median(v) for k, v in took.items()}
 
-def child(folder):
+def child(folder, dtype):
     "Seconds until the first compiled step is done, and of a step after it."
     tok, data, _ = inputs()
-    rate, first = trainer(tok, data, True, 3, folder)
+    rate, first = trainer(tok, data, True, 3, folder, dtype)
     print(json.dumps(dict(first=first, step=TOKENS/rate)))
 
-def compiling():
+def compiling(dtype):
     "What compiling costs with an empty cache and with a full one."
     with tempfile.TemporaryDirectory() as d:
         env = os.environ | dict(TORCHINDUCTOR_CACHE_DIR=f'{d}/cache')
-        def run(i): return json.loads(subprocess.run([sys.executable, __file__, '--child', f'{d}/{i}'], env=env, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        def run(i): return json.loads(subprocess.run([sys.executable, __file__, '--child', f'{d}/{i}', '--dtype', dtype], env=env, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         cold, warm = run(0), run(1)
     return {k: v['first'] - v['step'] for k, v in (('cold', cold), ('warm', warm))}
 
@@ -106,22 +106,24 @@ def main():
     p.add_argument('--steps', type=int, default=4, help='of each in a round (default: 4)')
     p.add_argument('--json', help='file to write the figures to')
     p.add_argument('--child', help=argparse.SUPPRESS)
+    p.add_argument('--dtype', default='bfloat16', help=argparse.SUPPRESS)
     a = p.parse_args()
-    if a.child: return child(a.child)
+    if a.child: return child(a.child, a.dtype)
     rows, n = rounds(a.rounds, a.steps), num_parameters(SHAPE)
-    opt, first = muon(2*a.rounds), compiling()
+    opt, first = muon(2*a.rounds), {k: compiling(k) for k in ('bfloat16', 'int8')}
     mid = statistics.median
     names = [k for k in rows[0] if k != 'ceiling']
     speed = {k: dict(tokens_per_second=mid(r[k] for r in rows), times=mid(r[k]/r['plain float32'] for r in rows), share=mid(6*n*r[k]/r['ceiling'] for r in rows)) for k in names}
     step = {k: 1000*TOKENS/v['tokens_per_second'] for k, v in speed.items()}
-    saved = step['codette_nb'] - step['codette_nb, compiled']
-    pays = {k: round(1000*v/saved) if saved > 0 else None for k, v in first.items()} # steps
+    saved = {k: step['codette_nb'] - step[name] for k, name in (('bfloat16', 'codette_nb, compiled'), ('int8', 'codette_nb, compiled, int8'))}
+    pays = {k: {c: round(1000*v/saved[k]) if saved[k] > 0 else None for c, v in of.items()} for k, of in first.items()} # steps
     extra = opt['muon'] - opt['adamw']
     print(text_table([['', 'tokens/s', 'times', 'share of ceiling', 'ms a step'],
                       *([k, f"{v['tokens_per_second']:,.0f}", f"{v['times']:.2f}", f"{v['share']:.0%}", f'{step[k]:.0f}'] for k, v in speed.items())]))
     print(f"ceiling {mid(r['ceiling'] for r in rows)/1e9:.0f} GFLOP/s; {n:,} parameters, {TOKENS:,} tokens a step")
     print(f"optimizer alone: AdamW {opt['adamw']:.1f} ms, with Muon {opt['muon']:.1f} ms; Muon adds {extra/step['codette_nb']:.1%} to a step")
-    for k, v in first.items(): print(f"compiling, {k} cache: {v:.1f} s" + (f', paid for after {pays[k]:,} steps' if pays[k] else ', never paid for'))
+    for k, of in first.items():
+        for c, v in of.items(): print(f"compiling in {k}, {c} cache: {v:.1f} s" + (f', paid for after {pays[k][c]:,} steps' if pays[k][c] else ', never paid for'))
     best = max(speed.values(), key=lambda v: v['times'])
     ok = best['times'] >= TIMES and best['share'] >= SHARE
     print(f"best: {best['times']:.2f} times the float32 loop (at least {TIMES}), {best['share']:.0%} of the ceiling (at least {SHARE:.0%})")

@@ -52,9 +52,10 @@ def test_killed_again_and_again(whole, tmp_path, seed):
     go_on(run, whole, prefetch=seed)
 
 @pytest.mark.skipif(not shutil.which('g++') and not shutil.which('clang++'), reason='no C++ compiler, so layers cannot be compiled')
-def test_compiled(tmp_path):
-    "The compiled run too, though not the same bits as the plain one."
-    changes = dict(compile='layers', length_ramp=0., batch_ramp=0., max_steps=12)
+@pytest.mark.parametrize('dtype', ['float32', 'int8'])
+def test_compiled(tmp_path, dtype):
+    "The compiled run too, though not the same bits as the plain one; with products in int8 as well."
+    changes = dict(compile='layers', length_ramp=0., batch_ramp=0., max_steps=12, dtype=dtype)
     whole, run = undisturbed(tmp_path, **changes), tmp_path/'run'
     kill_when(process(run, changes), lambda: unfinished(run, 'step-10'))
     go_on(run, whole, **changes)

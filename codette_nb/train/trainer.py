@@ -22,7 +22,7 @@ from ..data.shards import Shards, byte_lengths
 from ..model.generate import generate
 from ..model.transformer import head_rows
 from .checkpoint import BEST, STATE, Saver, check_checkpoint, identity, latest_checkpoint, load_state, load_weights
-from .config import TrainingConfig
+from .config import DTYPES, TrainingConfig
 from .control import CONTROLS, INBOX, Inbox, Obeying, read_controls
 from .guards import Guards, held_out_mean, regularisation
 from .lock import RunLock
@@ -247,7 +247,7 @@ class FallingBack(Loading):
 class Measuring(FallingBack):
     "How a trainer computes, with which weights and in which number format, and what it measures with that on the way."
     def transformed(self): return transformed(self.model, self.weight_transform)
-    def autocast(self): return torch.autocast(self.config.device, torch.bfloat16, enabled=self.config.dtype != 'float32' and not self.config.low_memory)
+    def autocast(self): return torch.autocast(self.config.device, torch.bfloat16, enabled=DTYPES[self.config.dtype][0] and not self.config.low_memory)
 
     def evaluate(self) -> dict:
         "Measure all held-out sets; the best by the mean of their losses is saved. Where a loss is no number, the run falls back, and there is nothing to tell."
@@ -397,14 +397,14 @@ class Fitting(Looping):
         # what is held while training, beside the folder: the memory, the batches made ahead, the compiled layers
         c = self.config
         if c.compile == 'layers': self.model.compile_layers()
-        if c.dtype == 'int8': self.model.set_int8()
+        if DTYPES[c.dtype][1]: self.model.set_int8()
         self._inbox = Inbox(self.out)
         with kept_memory(c.device == 'cpu' and not c.low_memory), returned_memory(c.low_memory), on_ctrl_c(lambda: self.stop('the model so far is saved', 'interrupted')):
             self.batches = Prefetch(self.sampler, c.prefetch, int(c.prefetch > 0))
             try: yield; self.saver.wait()
             finally:
                 self.saver.settle(); self.batches.close()
-                if c.dtype == 'int8': self.model.set_int8(False)
+                if DTYPES[c.dtype][1]: self.model.set_int8(False)
 
     def _in_words(self, e):
         # a file that failed, as a sentence; anything else as it is
