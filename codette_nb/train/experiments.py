@@ -61,6 +61,7 @@ class RunLog:
         config = read_json(file) if file.is_file() else dict(training=self.last('start').get('config'))
         if not isinstance(config, dict) or not isinstance(config.get('training'), dict):
             raise CodetteError(f"{self.folder} is not a run folder: it has no config.json with the settings of a training run")
+        if wrong := [k for k in ('model', 'recipe') if not isinstance(config.get(k) or {}, dict)]: raise CodetteError(f"{file} says {config[wrong[0]]!r} under {wrong[0]!r}: a run's settings stand there by name")
         self.config = config
 
     def of(self,
