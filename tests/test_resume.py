@@ -60,6 +60,20 @@ def test_compiled(tmp_path, dtype):
     kill_when(process(run, changes), lambda: unfinished(run, 'step-10'))
     go_on(run, whole, **changes)
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'int8', 'int8-float32'])
+def test_number_formats(tmp_path, dtype):
+    "Products are done in int8 while a run goes on that asks for it, the rest in its other format, and no longer afterwards."
+    import torch
+    from codette_nb.model.transformer import Linear
+    trainer, seen = make(tmp_path/'run', dict(dtype=dtype, max_steps=3), controls=False), set()
+    maps = [m for m in trainer.model.modules() if isinstance(m, Linear)]
+    def look(m, inputs, output):
+        if torch.is_grad_enabled(): seen.add((m.int8, type(output.grad_fn.next_functions[0][0]).__name__.startswith('_Int8Product'), output.dtype))
+    for layer in trainer.model.layers: layer.mlp.c_proj.register_forward_hook(look)
+    trainer.fit(quiet=True)
+    int8 = dtype.startswith('int8')
+    assert seen == {(int8, int8, torch.float32 if dtype == 'int8-float32' else torch.bfloat16)} and not any(m.int8 for m in maps)
+
 def test_begun_again(whole, tmp_path):
     "Killed before anything was saved, and with half a configuration written."
     run = tmp_path/'run'

@@ -7,7 +7,7 @@ __all__ = ['OMP_PAUSE_SOFT', 'COMPILE_FROM', 'INT8_WINS', 'FASTEST', 'kept_memor
            'small_products', 'has_instructions', 'fastest', 'probe', 'settle']
 
 # %% ../../nbs/31c_train.probe.ipynb #pb-imports
-import ctypes, math, statistics, sys, time
+import ctypes, statistics, sys, time
 from dataclasses import asdict, dataclass, field, replace
 import torch
 from ..core import CodetteError, check_device, detect_device, text_table
@@ -92,7 +92,7 @@ def small_products(
 def has_instructions(
     dtype: str, # 'bfloat16' or 'int8'
 ) -> bool:
-    "Whether the processor multiplies in this number format about as fast as in float32, or faster."
+    "Whether the processor multiplies in this number format in less than three times what float32 takes: it does not emulate it."
     other = small_products(torch._int_mm, torch.int8) if dtype == 'int8' else small_products(torch.mm, torch.bfloat16)
     return other < 3*small_products(torch.mm, torch.float32)
 
@@ -103,9 +103,9 @@ def fastest(
     ms: dict, # number format → milliseconds
 ) -> str:
     "The format to compute with."
-    int8 = [k for k in ms if DTYPES[k][1]]
-    other = min((k for k in ms if k not in int8), key=ms.get, default=None) if len(ms) > 1 else next(iter(ms))
-    return next((k for k in int8 if k != other and ms[k] < INT8_WINS*ms[other]), other)
+    if len(ms) == 1: return next(iter(ms))
+    other = min((k for k in ms if not DTYPES[k][1]), key=ms.get)
+    return next((k for k in ms if DTYPES[k][1] and ms[k] < INT8_WINS*ms[other]), other)
 
 def _tried(training, device, timed):
     # number format → milliseconds, of all that might be the fastest; or the only one that is allowed, untimed
