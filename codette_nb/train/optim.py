@@ -142,7 +142,10 @@ class Optimizer:
         clip=math.inf, # gradients longer than this are shortened to it
     ):                 # the length before that, a tensor
         "Look at the gradients, and shorten them."
-        return torch.nn.utils.clip_grad_norm_(self.params.values(), clip)
+        params = [p for p in self.params.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+        if not norm + 1e-6 <= clip: torch.nn.utils.clip_grads_with_norm_(params, clip, norm) # else all of them would be written to memory once more, for nothing
+        return norm
 
     def step(self):
         "Take the step."
