@@ -12,6 +12,7 @@ of the ratios. The time of measuring counts on neither side.
 import argparse, math, os, platform, statistics, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
+import codette_nb # before PyTorch: for all of them its threads wait a little longer (31c_train.probe)
 import torch
 import torch.nn.functional as F
 from codette_nb.core import human_count, text_table, write_json

@@ -169,7 +169,7 @@ def head_rows(
 def _row_losses(
     z_nv,     # logits; where `learning`, their gradient takes their place
     y_n1,     # targets
-    learning,
+    learning, # whether gradients are wanted
     rows,     # of which the softmax is taken at a time
 ):            # (N,) cross-entropies
     losses = []
