@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SIZES', 'TWICE', 'make_parser', 'quick', 'train', 'control', 'compare_runs', 'sweep_runs', 'find_rate', 'export',
            'finish', 'evaluate_run', 'plan', 'data', 'teach', 'shards', 'chat', 'inspect', 'file_types', 'deploy',
-           'serve', 'run', 'entry']
+           'serve', 'ctrl_c_counts', 'run', 'entry']
 
 # %% ../nbs/91_cli.ipynb #cli-imports
-import argparse, errno, json, os, sys
+import argparse, errno, json, os, signal, sys, threading, time
+from contextlib import contextmanager
 from . import __version__
 from .core import CodetteError, check_picture, command_line, save_picture, text_table
 
@@ -662,6 +663,22 @@ def serve(
     from codette_nb.quantize.runtime import serve
     serve(args.run, args.port, args.context, args.threads, args.parallel)
 
+# %% ../nbs/91_cli.ipynb #cli-ctrl-c
+@contextmanager
+def ctrl_c_counts():
+    "A context that ends in `KeyboardInterrupt` where Ctrl-C was pressed, also if code in C swallowed it and raised something else within a second, as PyTorch does where it looks at the shape of a storage."
+    before, pressed = signal.getsignal(signal.SIGINT), []
+    def note(*_): pressed.append(time.monotonic()); raise KeyboardInterrupt
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours: signal.signal(signal.SIGINT, note)
+    try: yield
+    except (CodetteError, OSError): raise
+    except Exception as e:
+        if pressed and time.monotonic() - pressed[-1] < 1: raise KeyboardInterrupt from e
+        raise
+    finally:
+        if ours: signal.signal(signal.SIGINT, before)
+
 # %% ../nbs/91_cli.ipynb #cli-run
 def run(
     argv=None, # arguments; None for those of the process
@@ -671,7 +688,7 @@ def run(
     for s in (sys.stdout, sys.stderr): # a console may lack a character that a model writes
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='replace')
     try:
-        args.func(args)
+        with ctrl_c_counts(): args.func(args)
         sys.stdout.flush()
     except BrokenPipeError: # as with `| head`: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
