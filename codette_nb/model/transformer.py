@@ -183,6 +183,7 @@ def _row_losses(
         if learning: z.copy_(p.scatter_(1, y, target - 1))
     return torch.cat(losses)
 
+# %% ../../nbs/21_model.transformer.ipynb #tf-headloss
 class _HeadLoss(torch.autograd.Function):
     # sum of the cross-entropies of h W^T; its gradients are made with it, some rows at a time
     @staticmethod
