@@ -108,7 +108,10 @@ def curve(page) -> str:
 
 def saved(tmp_path):
     "What the saved notebook has as output of the panel's cell."
-    return nbf.read(tmp_path/'work/panel.ipynb', 4).cells[1].outputs
+    def whole():                                   # a file that is just being saved is empty for a moment, then half there
+        try: return nbf.read(tmp_path/'work/panel.ipynb', 4)
+        except nbf.reader.NotJSONError: return None
+    return until(whole, 10, 'the file of the notebook to be whole').cells[1].outputs
 
 def test_training_panel(chromium, lab, tmp_path):
     with notebook(chromium, lab, tmp_path, CELLS, tmp_path/'live.png') as page:
