@@ -693,6 +693,7 @@ def quick_train(
 ) -> Report:
     "Train a model within the minutes given, export it, verify it, report; raises `CodetteError` on bad input."
     say = (lambda *a: None) if quiet else (lambda *a: print(*a, flush=True))
+    check_request(minutes, size)
     if not force: check_out(out)
     file_type(quantization)
     mixing = Mixing(**{} if samples is None else dict(samples=samples), seed=seed, **mix or {}) # what is wrong or cannot be read is better known before anything else is done

@@ -414,6 +414,8 @@ def step_parts(
     return rate, max(0., float(np.median((seconds - rate*passes)/update)))
 
 # %% ../../nbs/34_train.plan.ipynb #pl-pace
+def _body(c): return c.num_layers, c.hidden_size
+
 class Pace:
     "Seconds of a step for any size and batch, from rehearsals of a few."
     def __init__(self): self.heard, self.optimizer = [], 'muon' # (configuration, Rehearsal)
@@ -424,12 +426,15 @@ class Pace:
         training: TrainingConfig,  # and with what
     ): self.heard.append((config, r)); self.optimizer = training.optimizer
 
+    def knows(self, config) -> bool:
+        "Whether this size was rehearsed, with whatever vocabulary and batch."
+        return any(_body(c) == _body(config) for c, _ in self.heard)
+
     def near(self, config) -> list:
         "Rehearsals of the size nearest to `config`, those of its own vocabulary last."
         far = lambda c: abs(math.log(num_parameters(c)/num_parameters(config)))
-        body = lambda c: (c.num_layers, c.hidden_size)
-        nearest = body(min((c for c, _ in self.heard), key=far))
-        return sorted(((c, r) for c, r in self.heard if body(c) == nearest), key=lambda cr: cr[0].vocab_size == config.vocab_size)
+        nearest = _body(min((c for c, _ in self.heard), key=far))
+        return sorted(((c, r) for c, r in self.heard if _body(c) == nearest), key=lambda cr: cr[0].vocab_size == config.vocab_size)
 
     def timed(self, config, tokens) -> Rehearsal|None:
         "The rehearsal of exactly this, if there was one."
@@ -446,6 +451,14 @@ class Pace:
         update = np.array([update_work(c, self.optimizer) for c, r in near], float)
         rate, own = step_parts(passes, update, np.array([r.step for _, r in near]))
         return float(rate*tokens*flops_per_token(config) + own*update_work(config, self.optimizer))
+
+    def rehearsing(self,
+        config: TransformerConfig, # any
+        step: float,               # seconds of a step
+    ) -> float: # seconds
+        "How long its rehearsal would take, by the nearest one."
+        r = self.near(config)[-1][1]
+        return r.seconds*max(.3, step/r.step)
 
     def other(self,
         config: TransformerConfig, # any
@@ -681,10 +694,11 @@ def _rehearsals(planner, sizes, say):
         options = [planner.best(s) for s in sizes]
         usable = [o for o in options if planner.usable(o)]
         if not usable: return options, None
-        timed, best = [o for o in usable if o.timed], min(usable, key=planner.loss)
-        over = (time.perf_counter() - planner.begun + 6*best.step)/limit
-        if best.timed or over > 1.5 and not timed: return options, best
-        if over > 1 and timed: return options, min(timed, key=planner.loss)
+        known, best = [o for o in usable if planner.pace.knows(o.model)], min(usable, key=planner.loss)
+        takes = planner.pace.rehearsing(best.model, best.step)
+        left = limit - (time.perf_counter() - planner.begun)
+        if best.timed: return options, best
+        if known and takes > (left if planner.pace.knows(best.model) else max(left, 3*planner.minutes)): return options, min(known, key=planner.loss)
         rehearse(best.model, best.batch, best.size)
 
 # %% ../../nbs/34_train.plan.ipynb #pl-compiled
