@@ -24,6 +24,7 @@ from codette_nb.train.trainer import CodetteTrainer
 from reference import Reference
 
 TIMES, SHARE = 3, .55
+WARM = 5 # steps that the memory of a new model takes to be all there; a run has them once, here each round has a new model, while the loops keep theirs
 SHAPE, BATCH = TransformerConfig(8192, 256, 384, 6, 6), 8
 TOKENS = BATCH*SHAPE.context_length
 
@@ -47,14 +48,14 @@ def plain(model, opt, ids, steps, half):
     return steps*TOKENS/(time.perf_counter() - begin)
 
 def trainer(tok, data, compiled, steps, folder, dtype='bfloat16', **changes):
-    "Tokens a second of `CodetteTrainer`, from its second step on, and the seconds until the first was done."
+    "Tokens a second of `CodetteTrainer` once it is warm, and the seconds until its first step was done."
     begin, at = time.perf_counter(), {}
-    config = TrainingConfig(**dict(max_steps=steps + 2, batch_size=BATCH, lr=1e-3, device='cpu', dtype=dtype, threads=torch.get_num_threads(), log_every=1,
+    config = TrainingConfig(**dict(max_steps=steps + WARM, batch_size=BATCH, lr=1e-3, device='cpu', dtype=dtype, threads=torch.get_num_threads(), log_every=1,
                                    compile='layers' if compiled else 'none', eval_every=10*steps, save_every=10*steps, eval_windows=1) | changes)
     t = CodetteTrainer(CustomTransformer(SHAPE), tok, data, TextDataset([string.ascii_lowercase*12], tok, SHAPE.context_length), config, folder)
     t.listeners.append(lambda e: at.__setitem__(e['step'], time.perf_counter()) if e['event'] == 'step' else None)
     t.fit(quiet=True)
-    return steps*TOKENS/(at[steps + 2] - at[2]), at[1] - begin # the second step still warms up
+    return steps*TOKENS/(at[steps + WARM] - at[WARM]), at[1] - begin
 
 def inputs(seed=0):
     "A byte tokenizer with 8,192 rows, a dataset of letters by chance, and as many ids."

@@ -95,7 +95,7 @@ def causal_attention(
     q_bhtd,   # queries
     k_bhtd,   # keys
     v_bhtd,   # values
-    rows=128, # queries to a block
+    rows=256, # queries to a block
 ):            # (B, H, T, D)
     "Causal attention by blocks of rows."
     B, H, T, D = q_bhtd.shape
