@@ -684,7 +684,7 @@ def _rehearsals(planner, sizes, say):
     def rehearse(model, windows, name):
         say(f'timing {name} with {windows:,} windows to a step')
         planner.rehearse(model, planner.training(model, windows))
-    limit, first = max(8., 3*planner.minutes), sizes[0]
+    limit, more, first = max(8., 3*planner.minutes), 3*planner.minutes, sizes[0]
     small = shape(first, vocab=planner.vocab or VOCABULARIES[0])
     windows = [planner.changes['batch_size']] if 'batch_size' in planner.changes else [max(1, n//small.context_length) for n in (1024, 4096)]
     check_memory(first, small, planner.training(small, windows[0]), planner.device)
@@ -695,10 +695,11 @@ def _rehearsals(planner, sizes, say):
         usable = [o for o in options if planner.usable(o)]
         if not usable: return options, None
         known, best = [o for o in usable if planner.pace.knows(o.model)], min(usable, key=planner.loss)
-        takes = planner.pace.rehearsing(best.model, best.step)
-        left = limit - (time.perf_counter() - planner.begun)
         if best.timed: return options, best
-        if known and takes > (left if planner.pace.knows(best.model) else max(left, 3*planner.minutes)): return options, min(known, key=planner.loss)
+        takes, left = planner.pace.rehearsing(best.model, best.step), limit - (time.perf_counter() - planner.begun)
+        if takes > left: # planning should be over; a new size may still be worth it
+            if known and (planner.pace.knows(best.model) or takes > more): return options, min(known, key=planner.loss)
+            more -= takes
         rehearse(best.model, best.batch, best.size)
 
 # %% ../../nbs/34_train.plan.ipynb #pl-compiled
